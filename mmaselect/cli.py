@@ -1,0 +1,127 @@
+"""What the command line tools share: OpenMMLab's usual arguments, and errors of one line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+
+from mmaselect.errors import InputError
+
+
+def find_input_error(error: BaseException | None) -> InputError | None:
+    """Looks for an :class:`InputError` in the chain of causes: registries and data loaders wrap what they catch."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, InputError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a tool; bad input ends it with one line on stderr and exit code 2.
+
+    Args:
+        main: The tool.
+    """
+    try:
+        main()
+    except Exception as error:
+        cause = find_input_error(error)
+        if cause is None:
+            raise
+        sys.stderr.write(f'error: {cause}\n')
+        # Other ranks may be waiting in a collective; leaving at once lets the launcher end them.
+        sys.stderr.flush()
+        sys.exit(2)
+
+
+def base_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the arguments that every OpenMMLab tool has: config, work dir, options, launcher."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config file path')
+    parser.add_argument('--work-dir', help='the dir to save logs and models')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config, as key=value pairs: model.backbone.block=12, key="[a,b]" or key=a,b '
+        'for a list, key="[(a,b),(c,d)]" for nested ones; no white space',
+    )
+    parser.add_argument('--no-pin-memory', action='store_true', help='disable pin_memory in dataloaders')
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher'
+    )
+    # torch.distributed.launch passes --local-rank since torch 2.0, --local_rank before.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return parser
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Reads the config and merges what :func:`base_parser` parsed; ``--cfg-options`` are merged by the caller, last.
+
+    Args:
+        args: Parsed arguments.
+
+    Returns:
+        The config, with ``launcher`` and ``work_dir`` set.
+
+    Raises:
+        InputError: If there is no such config.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not Path(args.config).is_file():
+        raise InputError(f'config={args.config!r} is not a file')
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    # The usual order: command line, then the config, then the config's name.
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    return cfg
+
+
+def finish_config(cfg: Config, args: argparse.Namespace, persistent_workers: bool = True) -> Config:
+    """Fills in what the toolboxes' own tools fill into dataloaders, then merges ``--cfg-options``.
+
+    Args:
+        cfg: The config.
+        args: Parsed arguments.
+        persistent_workers: Keep workers between epochs, where there are any.
+
+    Returns:
+        The same config.
+    """
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(field)
+        if loader is None:
+            continue
+        defaults = ConfigDict(pin_memory=torch.cuda.is_available() and not args.no_pin_memory)
+        # mmpretrain's own tools collate by stacking, mmseg's leave lists; each data preprocessor expects its own.
+        if cfg.get('default_scope') == 'mmpretrain':
+            defaults.collate_fn = dict(type='default_collate')
+        if persistent_workers and loader.get('num_workers', 0) > 0:
+            defaults.persistent_workers = True
+        for key, value in defaults.items():
+            loader.setdefault(key, value)
+        if args.no_pin_memory:
+            loader.pin_memory = False
+    return cfg
+
+
+def build_runner(cfg: Config):
+    """Builds the runner of a config: mmengine's, or the one that ``runner_type`` names."""
+    from mmengine.registry import RUNNERS
+    from mmengine.runner import Runner
+
+    return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)

@@ -1,0 +1,216 @@
+"""Repairs of the OpenMMLab stack on a current machine. Each names its cause and does nothing where nothing is broken."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+import types
+import warnings
+
+
+def define_torchvision_operators() -> bool:
+    """Lets ``import torchvision`` succeed where its compiled library does not fit the installed torch.
+
+    torchvision's wheel on the package index is a CUDA build; beside a CPU build of torch its library cannot load, and
+    registering fake kernels for ``torchvision::nms`` then fails on import. The schema is all the import needs; the
+    transforms that the toolboxes use are pure Python.
+
+    Returns:
+        Whether anything was defined.
+    """
+    if 'torchvision' in sys.modules or importlib.util.find_spec('torchvision') is None:
+        return False
+    import torch
+
+    schemas = {
+        'nms': '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+        'qnms': '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+    }
+    if _torchvision_library_loads(torch):
+        return False
+    defined = False
+    for name, schema in schemas.items():
+        if not hasattr(torch.ops.torchvision, name):
+            torch.library.define(f'torchvision::{name}', schema)
+            defined = True
+    return defined
+
+
+def _torchvision_library_loads(torch: types.ModuleType) -> bool:
+    """Loads torchvision's library the way torchvision does, without importing the package."""
+    spec = importlib.util.find_spec('torchvision')
+    machinery = importlib.machinery
+    finder = machinery.FileFinder(
+        next(iter(spec.submodule_search_locations)),
+        (machinery.ExtensionFileLoader, machinery.EXTENSION_SUFFIXES),
+    )
+    library = finder.find_spec('_C')
+    if library is None:
+        return False
+    try:
+        torch.ops.load_library(library.origin)
+    except OSError:
+        return False
+    return True
+
+
+class _MissingOps(types.ModuleType):
+    """Stand-in for ``mmcv._ext``: every attribute is a function that says what is missing."""
+
+    def __getattr__(self, name: str):
+        if name.startswith('__'):
+            raise AttributeError(name)
+
+        def missing(*args, **kwargs):
+            raise RuntimeError(f'the op {name!r} needs the full mmcv, but mmcv-lite is installed (pip install mmcv)')
+
+        return missing
+
+
+def provide_mmcv_extension() -> bool:
+    """Lets ``mmseg.models`` and ``mmdet`` import with mmcv-lite, which has no compiled ``mmcv._ext``.
+
+    Returns:
+        Whether the stand-in was installed. A full mmcv is left alone.
+    """
+    if 'mmcv._ext' in sys.modules or importlib.util.find_spec('mmcv') is None:
+        return False
+    # Looked up beside mmcv/__init__.py, because find_spec('mmcv._ext') would import mmcv.
+    location = next(iter(importlib.util.find_spec('mmcv').submodule_search_locations))
+    loader = (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES)
+    if importlib.machinery.FileFinder(location, loader).find_spec('_ext') is not None:
+        return False
+    module = _MissingOps('mmcv._ext', 'Stand-in by mmaselect: mmcv-lite has no compiled ops.')
+    # A spec, so that importlib.util.find_spec('mmcv._ext') answers instead of raising.
+    module.__spec__ = importlib.machinery.ModuleSpec('mmcv._ext', None)
+    sys.modules['mmcv._ext'] = module
+    return True
+
+
+def _history_buffer_attribute(owner: object, name: str) -> object:
+    """Stands in for ``getattr`` in an mmengine checkpoint, and does no more than such a checkpoint asks of it.
+
+    mmengine's ``HistoryBuffer`` pickles its table of statistics as ``getattr(HistoryBuffer, 'min')`` and the like.
+
+    Raises:
+        pickle.UnpicklingError: For any other attribute of any other object.
+    """
+    import pickle
+
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise pickle.UnpicklingError(f'a checkpoint may not look up {name!r} of {owner!r}')
+    return getattr(HistoryBuffer, name)
+
+
+def allow_mmengine_checkpoints() -> bool:
+    """Lets ``torch.load`` with ``weights_only=True``, the default since torch 2.6, read mmengine's own checkpoints.
+
+    They hold the message hub: ``HistoryBuffer`` objects with numpy arrays and scalars. Exactly these are admitted;
+    ``getattr``, which they also name, is replaced by :func:`_history_buffer_attribute`.
+
+    Returns:
+        Whether torch has such a list.
+    """
+    import numpy as np
+    import torch
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    if not hasattr(torch.serialization, 'add_safe_globals'):
+        return False
+    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    dtypes = [type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'bool')]
+    names = [(_history_buffer_attribute, 'builtins.getattr')]
+    for function in ('_reconstruct', 'scalar'):
+        # numpy 1 and numpy 2 pickle the same function under two names; a checkpoint may come from either.
+        names += [(getattr(multiarray, function), f'numpy.{core}.multiarray.{function}') for core in ('core', '_core')]
+    torch.serialization.add_safe_globals([HistoryBuffer, np.ndarray, np.dtype, *dtypes, *names])
+    return True
+
+
+def provide_pkg_resources() -> bool:
+    """Lets mmengine inherit configs across packages (``mmpretrain::...``) without ``pkg_resources``.
+
+    setuptools removed it in version 82; mmengine imports it for three calls. ``setup.py`` depends on
+    ``setuptools<81``; this covers environments that were changed afterwards.
+
+    Returns:
+        Whether the stand-in was installed.
+    """
+    if importlib.util.find_spec('pkg_resources') is not None:
+        return False
+    from importlib import metadata
+    from pathlib import Path
+
+    class Distribution:
+        def __init__(self, name: str) -> None:
+            self._metadata = metadata.distribution(name)
+            self.version = self._metadata.version
+            self.location = str(Path(self._metadata.locate_file('')))
+
+        def has_metadata(self, name: str) -> bool:
+            return self._metadata.read_text(name) is not None
+
+        def get_metadata(self, name: str) -> str:
+            return self._metadata.read_text(name) or ''
+
+    module = types.ModuleType('pkg_resources', 'Stand-in by mmaselect for what mmengine uses of it.')
+    module.DistributionNotFound = metadata.PackageNotFoundError
+    module.get_distribution = Distribution
+    # mmengine reloads it before each look-up, which needs a spec whose loader does nothing.
+    module.__spec__ = importlib.machinery.ModuleSpec('pkg_resources', _KeepAsIs())
+    sys.modules['pkg_resources'] = module
+    sys.meta_path.append(_KeepAsIs())
+    return True
+
+
+class _KeepAsIs:
+    """Finder and loader of the ``pkg_resources`` stand-in, so that ``importlib.reload`` leaves it as it is."""
+
+    def find_spec(self, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name == 'pkg_resources' else None
+
+    def create_module(self, spec):
+        return sys.modules[spec.name]
+
+    def exec_module(self, module):
+        return None
+
+
+def check_mmcv_version() -> bool:
+    """Warns where mmsegmentation will refuse the installed mmcv, naming the versions that it accepts.
+
+    Returns:
+        Whether a warning was given.
+    """
+    from importlib import metadata
+
+    def version(name: str) -> str | None:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
+    found = version('mmcv') or version('mmcv-lite')
+    if found is None or version('mmsegmentation') is None:
+        return False
+    major, minor = (int(part) for part in found.split('.')[:2])
+    if (major, minor) < (2, 2):
+        return False
+    warnings.warn(
+        f'mmsegmentation {version("mmsegmentation")} does not import with mmcv {found}: '
+        'install mmcv or mmcv-lite >=2.0.0,<2.2.0',
+        stacklevel=2,
+    )
+    return True
+
+
+def apply() -> None:
+    """Applies every repair."""
+    define_torchvision_operators()
+    provide_mmcv_extension()
+    allow_mmengine_checkpoints()
+    provide_pkg_resources()
+    check_mmcv_version()

@@ -1,0 +1,1 @@
+"""Frozen generative models as feature extractors. Plain torch and diffusers: no registry, no OpenMMLab."""

@@ -1,0 +1,117 @@
+"""The constant prompt of text-conditional models: embedded once by ``tools/encode_prompt.py``, kept in a small file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmaselect.diffusion.loading import Source
+from mmaselect.errors import InputError
+from mmaselect.files import atomic_path
+
+PROMPT_FILE = 'prompt_embeds.safetensors'
+KEYS = ('prompt_embeds', 'pooled_prompt_embeds')
+#: 77 CLIP tokens and 256 T5 tokens, what diffusers' SD3 pipeline gives the transformer.
+NUM_TOKENS = 333
+
+logger = logging.getLogger('mmaselect')
+
+
+def default_prompt_file(source: Source) -> Path:
+    """Where the prompt of a model is kept unless the user says otherwise.
+
+    Args:
+        source: The model.
+
+    Returns:
+        ``prompt_embeds.safetensors`` in the model's own folder, or, for a model on the hub, in
+        ``$MMASELECT_CACHE`` (``~/.cache/mmaselect``) under its id.
+    """
+    if source.folder is not None:
+        return source.folder / PROMPT_FILE
+    cache = Path(os.environ.get('MMASELECT_CACHE', Path.home() / '.cache' / 'mmaselect'))
+    return cache / source.name / PROMPT_FILE
+
+
+def save_prompt(path: str | Path, embeds: dict[str, Tensor], prompt: str, model: str) -> None:
+    """Writes the embedding of a prompt.
+
+    Args:
+        path: A ``.safetensors`` file, written atomically.
+        embeds: ``prompt_embeds`` (1, L, C) and ``pooled_prompt_embeds`` (1, P).
+        prompt: The text, kept in the file's metadata.
+        model: The model whose text encoders were used, kept likewise.
+    """
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file(
+            {key: embeds[key].contiguous().cpu() for key in KEYS},
+            str(temporary),
+            metadata={'prompt': prompt, 'model': model},
+        )
+
+
+def read_prompt(path: str | Path) -> dict[str, Tensor]:
+    """Reads what :func:`save_prompt` wrote.
+
+    Raises:
+        InputError: If the file is unreadable or holds something else.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(path), framework='pt') as file:
+            embeds = {key: file.get_tensor(key) for key in KEYS}
+            text = (file.metadata() or {}).get('prompt')
+    except Exception as error:
+        raise InputError(f'prompt={str(path)!r} is not a file made by tools/encode_prompt.py: {error}') from error
+    if embeds[KEYS[0]].dim() != 3 or embeds[KEYS[1]].dim() != 2 or any(len(value) != 1 for value in embeds.values()):
+        shapes = {key: tuple(value.shape) for key, value in embeds.items()}
+        raise InputError(f'prompt={str(path)!r} holds {shapes}; expected (1, L, C) and (1, P)')
+    logger.info('constant prompt: %r, from %s', text, path)
+    return embeds
+
+
+def zero_prompt(config: dict[str, Any]) -> dict[str, Tensor]:
+    """Zeros in place of a prompt, for those who do not have its embedding. Not what the model was trained with."""
+    return {
+        KEYS[0]: torch.zeros(1, NUM_TOKENS, config['joint_attention_dim']),
+        KEYS[1]: torch.zeros(1, config['pooled_projection_dim']),
+    }
+
+
+def load_prompt(prompt: str | None, source: Source | None, config: dict[str, Any]) -> dict[str, Tensor]:
+    """Finds the embedding of the constant prompt.
+
+    Args:
+        prompt: A file made by ``tools/encode_prompt.py``, ``'zeros'``, or None for the model's
+            :func:`default_prompt_file`.
+        source: The model's folder; None for a model with random weights, which knows no prompt and gets zeros.
+        config: The transformer's ``config.json``.
+
+    Returns:
+        ``prompt_embeds`` (1, L, C) and ``pooled_prompt_embeds`` (1, P).
+
+    Raises:
+        InputError: If there is no such file.
+    """
+    if prompt == 'zeros' or (prompt is None and source is None):
+        logger.info('constant prompt: zeros (no text encoder has seen them; see tools/encode_prompt.py)')
+        return zero_prompt(config)
+    if prompt is None:
+        file = default_prompt_file(source)
+        if not file.is_file():
+            raise InputError(
+                f'prompt=None: {source.name!r} has no {file}; write it with '
+                f"`python tools/encode_prompt.py {source.name}`, give another file, or set prompt='zeros'"
+            )
+        return read_prompt(file)
+    if not Path(prompt).is_file():
+        raise InputError(f"prompt={prompt!r} is not a file (make one with tools/encode_prompt.py, or set 'zeros')")
+    return read_prompt(prompt)

@@ -1,0 +1,9 @@
+"""One file per architecture. A new family is a new file here and one more line in ``FAMILIES``."""
+
+from mmaselect.diffusion.families.dit import DiT
+from mmaselect.diffusion.families.sd3 import SD3
+from mmaselect.diffusion.families.sit import SiT
+
+FAMILIES = {family.name: family for family in (SD3, DiT, SiT)}
+
+__all__ = ['FAMILIES', 'SD3', 'DiT', 'SiT']

@@ -1,0 +1,159 @@
+"""DiT (arXiv 2212.09748): class-conditional, DDPM noise, AdaLN-Zero. On diffusers' ``DiTTransformer2DModel``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmaselect.diffusion.family import PROJECTIONS, Family, merge_heads, modulate, normalise, project, unused_projections
+from mmaselect.diffusion.noise import DDPM, ForwardProcess
+from mmaselect.errors import InputError
+
+#: Key that ``tools/model_converters/dit_to_diffusers.py`` adds to ``config.json``; see ``DiT.build``.
+FREQUENCY_SHIFT = 'timestep_freq_shift'
+
+
+def architecture(layers: int, heads: int, head_dim: int, sample_size: int, patch_size: int = 2) -> dict[str, Any]:
+    """Arguments of ``DiTTransformer2DModel`` for one row of the paper's table 1."""
+    return dict(
+        num_layers=layers,
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        in_channels=4,
+        out_channels=8,
+        sample_size=sample_size,
+        patch_size=patch_size,
+        num_embeds_ada_norm=1000,
+    )
+
+
+class Condition(NamedTuple):
+    """What every block of a DiT reads beside the tokens; batch 1, because it is the same for every image."""
+
+    timestep: Tensor
+    label: Tensor
+
+
+class DiT(Family):
+    """DiT under the null class.
+
+    Every block of diffusers' model embeds timestep and class by itself. Both are the same for all images of a batch,
+    so they are embedded once, at batch 1, and broadcast.
+    """
+
+    name = 'DiT'
+    class_names = ('DiTTransformer2DModel', 'Transformer2DModel')
+    architectures = {
+        'dit-s/2-256': architecture(12, 6, 64, 32),
+        'dit-b/2-256': architecture(12, 12, 64, 32),
+        'dit-l/2-256': architecture(24, 16, 64, 32),
+        'dit-xl/2-256': architecture(28, 16, 72, 32),
+        'dit-xl/2-512': architecture(28, 16, 72, 64),
+    }
+
+    @classmethod
+    def model_class(cls) -> type[nn.Module]:
+        """diffusers' DiT."""
+        from diffusers import DiTTransformer2DModel
+
+        return DiTTransformer2DModel
+
+    @classmethod
+    def build(cls, config: dict[str, Any]) -> nn.Module:
+        """Builds the model of a ``config.json``.
+
+        Args:
+            config: Arguments of ``DiTTransformer2DModel``, and optionally ``timestep_freq_shift``: diffusers spaces
+                the 128 frequencies of the timestep embedding over 127 steps (1, the default), the original DiT and
+                SiT code over 128 (0). A folder converted from an original checkpoint says 0, since that is what its
+                weights were trained with.
+
+        Returns:
+            The diffusers model.
+
+        Raises:
+            InputError: If the config is of another kind of model.
+        """
+        if config.get('norm_type', 'ada_norm_zero') != 'ada_norm_zero':
+            raise InputError(f'norm_type={config["norm_type"]!r} is not a {cls.name}: expected ada_norm_zero')
+        model = super().build(config)
+        for block in model.transformer_blocks:
+            block.norm1.emb.time_proj.downscale_freq_shift = config.get(FREQUENCY_SHIFT, 1)
+        return model
+
+    @classmethod
+    def make_process(cls, scheduler: dict[str, Any], shift: float) -> ForwardProcess:
+        """DDPM with the scheduler's own ``abar``; a resolution shift is not defined for it."""
+        if shift != 1:
+            raise InputError(f'shift={shift!r} is not valid for {cls.name}: only rectified flow has a resolution shift')
+        return DDPM.from_scheduler_config(scheduler)
+
+    @classmethod
+    def final_layers(cls) -> Iterable[str]:
+        """The output layers."""
+        return ('norm_out', 'proj_out_1', 'proj_out_2')
+
+    @classmethod
+    def unused(cls, block: nn.Module, components: frozenset[str], normalised: bool) -> Iterable[str]:
+        """What the last block does not need, from the back to the front."""
+        if 'output' in components:
+            return []
+        behind = ['norm3', 'ff']
+        if 'attention' not in components:
+            behind += ['attn1.to_out', *unused_projections('attn1', components, normalised)]
+        return behind
+
+    @classmethod
+    def restore_buffers(cls, transformer: nn.Module) -> None:
+        """Recomputes the sine-cosine position table, which diffusers does not save for DiT."""
+        from diffusers.models.embeddings import get_2d_sincos_pos_embed
+
+        embed = transformer.pos_embed
+        table = get_2d_sincos_pos_embed(
+            embed.proj.out_channels,
+            (embed.height, embed.width),
+            base_size=embed.base_size,
+            interpolation_scale=embed.interpolation_scale,
+            output_type='pt',
+        )
+        embed.register_buffer('pos_embed', table.float().unsqueeze(0), persistent=False)
+
+    def time(self, timestep: float) -> float:
+        """What the network is told for a user's timestep: the index of the trained step."""
+        return self.process.network_timestep(timestep)
+
+    def embed(self, latent: Tensor, timestep: float) -> tuple[Tensor, Condition]:
+        """Patches plus positions, and the timestep and null class for the blocks."""
+        device = latent.device
+        null_class = self.transformer.config.num_embeds_ada_norm
+        condition = Condition(
+            timestep=torch.tensor([self.time(timestep)], device=device),
+            label=torch.tensor([null_class], device=device),
+        )
+        return self.transformer.pos_embed(latent), condition
+
+    def run_block(
+        self, block: nn.Module, tokens: Tensor, context: Condition, wanted: frozenset[str], last: bool
+    ) -> tuple[Tensor, Condition, dict[str, Tensor]]:
+        """diffusers' ``BasicTransformerBlock`` with ``ada_norm_zero``, readable on the way."""
+        attends = not last or bool(wanted & {'attention', 'output'})
+        normed, gate, shift_mlp, scale_mlp, gate_mlp = block.norm1(
+            tokens, context.timestep, context.label, hidden_dtype=tokens.dtype
+        )
+        projections = project(block.attn1, normed, PROJECTIONS if attends else wanted)
+        ready = normalise(block.attn1, projections) if attends or self.normalised else {}
+        read = self._readable(projections, ready)
+        read['modulated'] = normed
+        if attends:
+            attended = F.scaled_dot_product_attention(ready['query'], ready['key'], ready['value'])
+            attended = block.attn1.to_out[0](merge_heads(attended))
+            read['attention'] = attended
+        if not last or 'output' in wanted:
+            tokens = gate.unsqueeze(1) * attended + tokens
+            tokens = gate_mlp.unsqueeze(1) * block.ff(modulate(block.norm3, tokens, shift_mlp, scale_mlp)) + tokens
+            read['output'] = tokens
+        return tokens, context, {name: read[name] for name in wanted}

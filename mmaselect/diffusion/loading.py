@@ -1,0 +1,276 @@
+"""From a diffusers folder or hub id to modules, reading no more than what will run.
+
+The folder is what ``save_pretrained`` of a diffusers pipeline writes: ``transformer/``, ``vae/`` and ``scheduler/``,
+each with a ``config.json`` and safetensors, sharded or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmaselect.errors import InputError, unknown
+
+#: Prefix of the models that come inside the package.
+EMBEDDED = 'mmaselect://'
+WEIGHTS = 'diffusion_pytorch_model'
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Reads ``'float32'``, ``'bfloat16'`` or ``'float16'``.
+
+    Raises:
+        InputError: If it is none of them.
+    """
+    if dtype in DTYPES.values():
+        return dtype
+    if dtype not in DTYPES:
+        raise unknown('dtype', dtype, DTYPES)
+    return DTYPES[dtype]
+
+
+class Source:
+    """A diffusers model folder, on this machine or on the hub.
+
+    Args:
+        pretrained: A folder, a hub id (``'stabilityai/stable-diffusion-3.5-medium'``), or the name of a model inside
+            this package (``'mmaselect://dit-nano_digits'``).
+        field: Name of the config field, for messages.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        InputError: If it is neither a folder nor of the form of a hub id.
+    """
+
+    def __init__(self, pretrained: str | Path, field: str = 'pretrained', revision: str | None = None) -> None:
+        self.name = str(pretrained)
+        self.field = field
+        self.revision = revision
+        folder = Path(self.name).expanduser()
+        if self.name.startswith(EMBEDDED):
+            folder = Path(__file__).parents[1] / 'assets' / self.name.removeprefix(EMBEDDED)
+        self.folder = folder if folder.is_dir() else None
+        if self.folder is None and not re.fullmatch(r'[\w.-]+/[\w.-]+', self.name):
+            raise InputError(f'{field}={self.name!r} is not a folder (a diffusers model folder or a hub id is expected)')
+
+    def find(self, path: str) -> Path | None:
+        """Finds a file of the model, downloading it if the model is on the hub.
+
+        Args:
+            path: Path inside the model folder, with forward slashes.
+
+        Returns:
+            The file, or None if the model has no such file.
+
+        Raises:
+            InputError: If the hub cannot be reached or does not know the model.
+        """
+        if self.folder is not None:
+            file = self.folder / path
+            return file if file.is_file() else None
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(self.name, path, revision=self.revision))
+        except EntryNotFoundError as error:
+            # Offline, "not in the cache" is a kind of "no such entry": only a live answer proves absence.
+            if type(error).__name__ == 'LocalEntryNotFoundError':
+                raise self._unreachable(error) from error
+            return None
+        except Exception as error:  # the hub's client raises from several libraries below it
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> InputError:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return InputError(f'{self.field}={self.name!r} is neither a folder here nor to be had from the hub: {reason}')
+
+    def read_json(self, path: str) -> dict[str, Any] | None:
+        """Reads a JSON file of the model; None if there is none.
+
+        Raises:
+            InputError: If the file does not hold a JSON object.
+        """
+        file = self.find(path)
+        if file is None:
+            return None
+        try:
+            content = json.loads(file.read_text(encoding='utf-8'))
+        except ValueError as error:
+            raise InputError(f'{file} is not valid JSON: {error}') from error
+        if not isinstance(content, dict):
+            raise InputError(f'{file} holds a {type(content).__name__}; a JSON object is expected')
+        return content
+
+    def tensors(self, subfolder: str, variant: str | None = None) -> Tensors:
+        """Opens the safetensors of a subfolder.
+
+        Args:
+            subfolder: ``'transformer'`` or ``'vae'``; empty for the folder itself.
+            variant: As diffusers' argument: ``'fp16'`` reads ``diffusion_pytorch_model.fp16.safetensors``.
+
+        Raises:
+            InputError: If there are none.
+        """
+        middle = f'.{variant}' if variant else ''
+        prefix = f'{subfolder}/' if subfolder else ''
+        single = f'{prefix}{WEIGHTS}{middle}.safetensors'
+        index = self.read_json(f'{prefix}{WEIGHTS}.safetensors.index{middle}.json')
+        if index is None:
+            if self.find(single) is None:
+                raise InputError(f'{self.field}={self.name!r} has no {single} (weights are read from safetensors only)')
+            return Tensors(self, {None: single})
+        shards = index.get('weight_map')
+        if not isinstance(shards, dict) or not shards:
+            raise InputError(f'{self.field}={self.name!r}: the index of {subfolder} has no weight_map')
+        for shard in set(shards.values()):
+            if not isinstance(shard, str) or not re.fullmatch(r'[\w.-]+\.safetensors', shard):
+                raise InputError(f'{self.field}={self.name!r}: shard {shard!r} is not the name of a safetensors file')
+        return Tensors(self, {key: f'{prefix}{shard}' for key, shard in shards.items()})
+
+
+class Tensors:
+    """Tensors of one model, read one at a time and only when asked for.
+
+    Args:
+        source: The model.
+        files: File of each tensor; a single entry with key None for an unsharded model.
+    """
+
+    def __init__(self, source: Source, files: dict[str | None, str]) -> None:
+        self.source = source
+        self.files = files
+        self._open: dict[str, Any] = {}
+
+    def _handle(self, path: str) -> Any:
+        if path not in self._open:
+            from safetensors import safe_open
+
+            file = self.source.find(path)
+            if file is None:
+                raise InputError(f'{self.source.field}={self.source.name!r} lacks its shard {path}')
+            try:
+                self._open[path] = safe_open(str(file), framework='pt')
+            except Exception as error:
+                raise InputError(f'{file} is not a readable safetensors file (truncated?): {error}') from error
+        return self._open[path]
+
+    def keys(self) -> set[str]:
+        """Names of all tensors, without reading one."""
+        if None in self.files:
+            return set(self._handle(self.files[None]).keys())
+        return set(self.files)
+
+    def get(self, name: str) -> Tensor:
+        """Reads one tensor, on the CPU, in the dtype of the file."""
+        path = self.files.get(None) or self.files[name]
+        handle = self._handle(path)
+        try:
+            return handle.get_tensor(name)
+        except Exception as error:
+            raise InputError(f'{path} of {self.source.name!r} has no readable tensor {name!r}: {error}') from error
+
+
+class Identity:
+    """SHA-256 over everything that is frozen: two models with the same identity give the same features.
+
+    Names, shapes, dtypes and bytes go in as they stand in the files, before any cast, so that loading in bfloat16
+    does not make it another model.
+    """
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Adds one tensor; the order of calls matters."""
+        tensor = tensor.detach().cpu().contiguous()
+        self._hash.update(f'{name}|{tensor.dtype}|{tuple(tensor.shape)}|'.encode())
+        if tensor.numel():
+            self._hash.update(tensor.reshape(-1).view(torch.uint8).numpy())
+
+    def digest(self) -> bytes:
+        """The 32 bytes."""
+        return self._hash.digest()
+
+
+def load_into(
+    module: nn.Module,
+    tensors: Tensors,
+    identity: Identity,
+    role: str,
+    dtype: torch.dtype,
+    rename: Callable[[str], str] | None = None,
+) -> None:
+    """Fills a module that was built on the meta device with exactly the tensors it has.
+
+    Args:
+        module: Pruned module; its parameters and persistent buffers are replaced.
+        tensors: Where they are read from. Tensors that the module does not have are not read.
+        identity: Gets every tensor, as read.
+        role: ``'transformer'`` or ``'vae'``, for the identity and for messages.
+        dtype: Floating tensors are cast to it one by one, so that no second copy of the model exists.
+        rename: Maps a name in the file to a name in the module, for older formats.
+
+    Raises:
+        InputError: If a tensor is missing or has another shape.
+    """
+    in_file = {rename(name) if rename else name: name for name in tensors.keys()}
+    wanted = module.state_dict()
+    missing = sorted(set(wanted) - set(in_file))
+    if missing:
+        raise InputError(
+            f'{role} of {tensors.source.field}={tensors.source.name!r} lacks {len(missing)} of {len(wanted)} tensors, '
+            f'the first is {missing[0]!r}'
+        )
+    loaded = {}
+    for name in sorted(wanted):
+        value = tensors.get(in_file[name])
+        # 1x1 convolutions of older VAE files stand where newer models have linear layers.
+        if value.shape != wanted[name].shape and value.squeeze().shape == wanted[name].squeeze().shape:
+            value = value.reshape(wanted[name].shape)
+        if value.shape != wanted[name].shape:
+            raise InputError(
+                f'{role} of {tensors.source.field}={tensors.source.name!r}: tensor {name!r} is {tuple(value.shape)}, '
+                f'expected {tuple(wanted[name].shape)}'
+            )
+        identity.add(f'{role}.{name}', value)
+        loaded[name] = value.to(dtype) if value.is_floating_point() else value
+    module.load_state_dict(loaded, strict=True, assign=True)
+
+
+def add_random(module: nn.Module, identity: Identity, role: str, seed: int, dtype: torch.dtype) -> nn.Module:
+    """Fills a module that was built on the meta device with random weights (see :func:`initialise`).
+
+    Returns:
+        The module, off the meta device.
+    """
+    from mmaselect.diffusion.family import initialise
+
+    module.to_empty(device='cpu')
+    initialise(module, seed)
+    for name, parameter in sorted(module.named_parameters()):
+        identity.add(f'{role}.{name}', parameter)
+        parameter.data = parameter.data.to(dtype)
+    return module
+
+
+def check_class(config: dict[str, Any], allowed: Iterable[str], source: str, family: str) -> None:
+    """Rejects a folder that holds a model of another family.
+
+    Raises:
+        InputError: If ``_class_name`` is not one of ``allowed``.
+    """
+    allowed = tuple(allowed)
+    if config.get('_class_name') not in allowed:
+        raise InputError(
+            f'pretrained={source!r} holds a {config.get("_class_name")!r}, which is not of family {family} '
+            f'(expected {" or ".join(allowed)})'
+        )

@@ -1,0 +1,252 @@
+"""The whole frozen path of an image: image, latent, noisy latent, maps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmaselect.diffusion.families import FAMILIES
+from mmaselect.diffusion.family import Family, Tap
+from mmaselect.diffusion.latent import VAE_CONFIGS, LatentEncoder, PixelEncoder, load_vae, random_vae
+from mmaselect.diffusion.loading import Identity, Source, add_random, check_class, load_into, parse_dtype
+from mmaselect.errors import InputError, unknown
+
+logger = logging.getLogger('mmaselect')
+
+
+class FrozenDiffusion(nn.Module):
+    """A frozen diffusion model that reads features at one timestep.
+
+    Args:
+        encoder: Image to latent.
+        family: Noisy latent to maps.
+        identity: 32 bytes that name the frozen weights, see :class:`~mmaselect.diffusion.loading.Identity`.
+    """
+
+    def __init__(self, encoder: LatentEncoder, family: Family, identity: bytes) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.family = family
+        self.identity = identity
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenDiffusion:
+        """Frozen is frozen: stays in evaluation mode whatever ``mode`` says."""
+        return super().train(False)
+
+    @property
+    def stride(self) -> int:
+        """Image pixels per cell of a map."""
+        return self.encoder.factor * self.family.patch_size
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that one pass runs."""
+        return self.family.last_block + 1
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images to clean latents.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1], H and W multiples of :attr:`stride`.
+
+        Returns:
+            ``z_0``, (B, C, H / factor, W / factor).
+        """
+        return self.encoder(images)
+
+    @torch.no_grad()
+    def forward(self, latent: Tensor, noise: Tensor, timestep: float) -> dict[Tap, Tensor]:
+        """Clean latents to maps.
+
+        Args:
+            latent: ``z_0``, (B, C, H, W).
+            noise: Standard normal, broadcastable to ``latent``.
+            timestep: In [0, 1000].
+
+        Returns:
+            One map (B, D, h, w) per tap.
+        """
+        # Noising in float32: a bfloat16 latent keeps 8 bits, fewer than the image's own.
+        noisy = self.family.process.add_noise(latent.float(), noise.to(latent.device).float(), timestep)
+        dtype = self.family.transformer.pos_embed.proj.weight.dtype
+        return self.family(noisy.to(dtype), timestep)
+
+
+class DiffusionSpec:
+    """A ``diffusion=dict(...)`` entry of a config, checked, its ``config.json`` read, its weights not yet.
+
+    Args:
+        type: Family: ``'SD3'``, ``'DiT'`` or ``'SiT'``.
+        pretrained: diffusers folder, hub id or ``'mmaselect://NAME'``. None gives random weights, which need ``arch``.
+        arch: Architecture for random weights: a name the family knows (``'sd3.5-medium'``) or a dict of arguments of
+            the diffusers class.
+        latent: ``'vae'``, ``'pixels'``, or ``'auto'``: the folder's ``vae/``, or what ``vae`` names.
+        vae: Folder or hub id of the VAE, where ``pretrained`` has none of its own.
+        prompt: Text-conditional families only, see :func:`~mmaselect.diffusion.conditioning.load_prompt`.
+        shift: Resolution shift of a rectified flow; 1 for none.
+        normalised_qk: Read query and key after the q/k normalisation.
+        dtype: ``'float32'``, ``'bfloat16'`` or ``'float16'``.
+        device: Where the weights go; None leaves them on the CPU for the runner to move.
+        variant: Variant of the weight files, as in diffusers.
+        revision: Revision on the hub.
+        seed: Seed of random weights.
+
+    Raises:
+        InputError: If a field is unknown or does not fit the others.
+    """
+
+    def __init__(
+        self,
+        type: str,
+        pretrained: str | Path | None = None,
+        arch: str | dict[str, Any] | None = None,
+        latent: str = 'auto',
+        vae: str | Path | None = None,
+        prompt: str | None = None,
+        shift: float = 1.0,
+        normalised_qk: bool = False,
+        dtype: str | torch.dtype = 'float32',
+        device: str | torch.device | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if type not in FAMILIES:
+            raise unknown('diffusion.type', type, FAMILIES)
+        if latent not in ('auto', 'vae', 'pixels'):
+            raise unknown('latent', latent, ('auto', 'vae', 'pixels'))
+        if (pretrained is None) == (arch is None):
+            raise InputError(f'pretrained={pretrained!r}, arch={arch!r}: give exactly one of them')
+        self.family = FAMILIES[type]
+        self.prompt, self.shift, self.normalised_qk = prompt, shift, normalised_qk
+        self.dtype, self.device, self.variant, self.seed = parse_dtype(dtype), device, variant, seed
+        self.source = None if pretrained is None else Source(pretrained, 'pretrained', revision)
+        self.config = self.family.complete(self._read_config(arch))
+        self.latent, self.vae = self._resolve_latent(latent, vae)
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> DiffusionSpec:
+        """Reads a config entry; a field that does not exist is named, with those that do."""
+        import inspect
+
+        known = [name for name in inspect.signature(cls.__init__).parameters if name != 'self']
+        for key in config:
+            if key not in known:
+                raise unknown('field of diffusion', key, known)
+        if 'type' not in config:
+            raise InputError(f'diffusion has no type; choose from: {", ".join(FAMILIES)}')
+        return cls(**config)
+
+    def _read_config(self, arch: str | dict[str, Any] | None) -> dict[str, Any]:
+        if self.source is None:
+            if isinstance(arch, dict):
+                return dict(arch)
+            if arch not in self.family.architectures:
+                raise unknown('arch', arch, self.family.architectures)
+            return dict(self.family.architectures[arch])
+        config = self.source.read_json('transformer/config.json')
+        if config is None:
+            raise InputError(f'pretrained={self.source.name!r} has no transformer/config.json')
+        check_class(config, self.family.class_names, self.source.name, self.family.name)
+        return config
+
+    def _resolve_latent(self, latent: str, vae: str | Path | None) -> tuple[str, tuple[Source, str] | None]:
+        """Settles where latents come from: ``'pixels'``, or ``'vae'`` with its folder (None for a random one)."""
+        if latent == 'pixels':
+            return latent, None
+        if vae is not None:
+            source = Source(vae, 'vae')
+            return 'vae', (source, 'vae' if source.find('vae/config.json') else '')
+        if self.source is None:
+            return 'vae', None
+        if self.source.find('vae/config.json') is None:
+            raise InputError(
+                f"pretrained={self.source.name!r} has no vae/: name one with vae='...', or set latent='pixels'"
+            )
+        return 'vae', (self.source, 'vae')
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the whole model."""
+        return self.config['num_layers']
+
+    @property
+    def channels(self) -> int:
+        """Channels of every map."""
+        return self.family.channels(self.config)
+
+    @property
+    def stride(self) -> int:
+        """Image pixels per cell of a map, known without reading a weight."""
+        if self.latent == 'pixels':
+            factor = 1
+        else:
+            config = None
+            if self.vae is not None:
+                source, subfolder = self.vae
+                config = source.read_json(f'{subfolder}/config.json' if subfolder else 'config.json')
+            config = config or VAE_CONFIGS[self.config['in_channels']]
+            factor = 2 ** (len(config['block_out_channels']) - 1)
+        return factor * self.config['patch_size']
+
+    def load(self, taps: Sequence[Tap]) -> FrozenDiffusion:
+        """Builds what ``taps`` need and reads its tensors, and no others.
+
+        Args:
+            taps: See :func:`~mmaselect.diffusion.family.make_taps`.
+
+        Returns:
+            The frozen model, on ``device``.
+
+        Raises:
+            InputError: If the weights are missing, truncated or of another shape.
+        """
+        identity = Identity()
+        with torch.device('meta'):
+            transformer = self.family.build(self.config)
+        self.family.prune(transformer, taps, self.normalised_qk)
+        if self.source is None:
+            transformer = add_random(transformer, identity, 'transformer', self.seed, self.dtype)
+        else:
+            tensors = self.source.tensors('transformer', self.variant)
+            load_into(transformer, tensors, identity, 'transformer', self.dtype)
+        self.family.restore_buffers(transformer)
+        scheduler = self.source.read_json('scheduler/scheduler_config.json') if self.source else None
+        process = self.family.make_process(scheduler or {}, self.shift)
+        extra = self._load_prompt(identity)
+        family = self.family(transformer, tuple(taps), process, self.normalised_qk, **extra)
+        encoder = self._load_encoder(identity)
+        if encoder.channels != family.latent_channels:
+            raise InputError(
+                f'the latent has {encoder.channels} channels; {self.family.name} expects {family.latent_channels}'
+            )
+        model = FrozenDiffusion(encoder, family, identity.digest())
+        return model if self.device is None else model.to(self.device)
+
+    def _load_prompt(self, identity: Identity) -> dict[str, Any]:
+        if not self.family.uses_prompt:
+            if self.prompt is not None:
+                raise InputError(f'prompt={self.prompt!r}: {self.family.name} is class-conditional and takes no prompt')
+            return {}
+        from mmaselect.diffusion.conditioning import load_prompt
+
+        embeds = load_prompt(self.prompt, self.source, self.config)
+        for name, value in sorted(embeds.items()):
+            identity.add(name, value)
+        return {'prompt': {name: value.to(self.dtype) for name, value in embeds.items()}}
+
+    def _load_encoder(self, identity: Identity) -> LatentEncoder:
+        if self.latent == 'pixels':
+            return PixelEncoder(self.config['in_channels'])
+        if self.vae is None:
+            return random_vae(self.config['in_channels'], identity, self.seed, self.dtype)
+        source, subfolder = self.vae
+        return load_vae(source, subfolder, identity, self.dtype, self.variant)

@@ -1,0 +1,138 @@
+"""Forward processes: how a clean latent is noised to a timestep on diffusers' 0-1000 scale."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mmaselect.errors import InputError, check_timestep
+
+
+class ForwardProcess(Protocol):
+    """What a family needs from a forward process."""
+
+    def add_noise(self, latent: Tensor, noise: Tensor, timestep: float) -> Tensor:
+        """Noises a latent to a timestep."""
+        ...
+
+    def network_timestep(self, timestep: float) -> float:
+        """Gives the timestep the network is told for a user's timestep, on the 0-1000 scale."""
+        ...
+
+
+class RectifiedFlow:
+    """Straight path between data and noise, ``z_t = (1 - s) z_0 + s eps`` (SD3, SiT, FLUX).
+
+    Args:
+        shift: Resolution shift of arXiv 2403.03206, eq. 23: ``s = shift * u / (1 + (shift - 1) * u)`` with
+            ``u = t / 1000``. 1 leaves the timestep as it is.
+
+    Raises:
+        InputError: If ``shift`` is not positive.
+    """
+
+    def __init__(self, shift: float = 1.0) -> None:
+        if not shift > 0:
+            raise InputError(f'shift={shift!r} is not valid: give a number above 0 (1 means no shift)')
+        self.shift = float(shift)
+
+    def sigma(self, timestep: float) -> float:
+        """Share of noise in the latent.
+
+        Args:
+            timestep: In [0, 1000].
+
+        Returns:
+            ``s`` in [0, 1].
+        """
+        u = check_timestep(timestep) / 1000
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def network_timestep(self, timestep: float) -> float:
+        """Timestep that the network is told: ``1000 s``, as diffusers' flow-matching schedulers do."""
+        return 1000 * self.sigma(timestep)
+
+    def add_noise(self, latent: Tensor, noise: Tensor, timestep: float) -> Tensor:
+        """Noises a latent.
+
+        Args:
+            latent: Clean latent ``z_0``, (B, C, H, W).
+            noise: Standard normal noise, broadcastable to ``latent``.
+            timestep: In [0, 1000].
+
+        Returns:
+            ``z_t``, (B, C, H, W).
+        """
+        sigma = self.sigma(timestep)
+        return (1 - sigma) * latent + sigma * noise
+
+
+class DDPM:
+    """Variance-preserving process, ``z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps`` (DiT).
+
+    Args:
+        alphas_cumprod: ``abar`` of the scheduler the model was trained with, shape (T,), decreasing in (0, 1].
+    """
+
+    def __init__(self, alphas_cumprod: Tensor) -> None:
+        self.alphas_cumprod = alphas_cumprod.detach().double().cpu()
+
+    @classmethod
+    def from_scheduler_config(cls, config: dict) -> DDPM:
+        """Takes the betas from a diffusers ``scheduler_config.json``, whatever sampler it was saved by.
+
+        Args:
+            config: The parsed file; an empty dict gives DiT's linear schedule (1e-4 to 0.02 over 1000 steps).
+
+        Returns:
+            The process with the scheduler's own ``abar``.
+        """
+        from diffusers import DDPMScheduler
+
+        fields = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas')
+        scheduler = DDPMScheduler(**{key: config[key] for key in fields if config.get(key) is not None})
+        return cls(scheduler.alphas_cumprod)
+
+    def index(self, timestep: float) -> int:
+        """Nearest trained step: a model of T steps knows 0 to T - 1, so 1000 means its last one."""
+        steps = len(self.alphas_cumprod)
+        return min(round(check_timestep(timestep) / 1000 * steps), steps - 1)
+
+    def network_timestep(self, timestep: float) -> float:
+        """Timestep that the network is told: the index of the trained step."""
+        return float(self.index(timestep))
+
+    def add_noise(self, latent: Tensor, noise: Tensor, timestep: float) -> Tensor:
+        """Noises a latent.
+
+        Args:
+            latent: Clean latent ``z_0``, (B, C, H, W).
+            noise: Standard normal noise, broadcastable to ``latent``.
+            timestep: In [0, 1000]; rounded to the nearest trained step.
+
+        Returns:
+            ``z_t``, (B, C, H, W).
+        """
+        alpha = self.alphas_cumprod[self.index(timestep)].item()
+        return alpha**0.5 * latent + (1 - alpha) ** 0.5 * noise
+
+
+def seeded_noise(shape: tuple[int, ...], seed: int, *stream: int) -> Tensor:
+    """Standard normal noise that depends on its arguments alone, not on device, batch, rank or call order.
+
+    Args:
+        shape: Shape of the noise.
+        seed: The user's seed.
+        *stream: Further integers (image index, draw) that name an independent stream.
+
+    Returns:
+        float32 noise on the CPU.
+    """
+    # SeedSequence mixes the integers: neighbouring seeds give unrelated streams, which seed + index would not promise.
+    import numpy as np
+
+    state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
+    generator = torch.Generator().manual_seed(int(state) & 0x7FFF_FFFF_FFFF_FFFF)
+    return torch.randn(shape, generator=generator)

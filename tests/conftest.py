@@ -1,0 +1,94 @@
+"""Models and data made on the spot, once per session."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import mmaselect  # noqa: F401  (applies compat before anything imports torchvision)
+
+torch.set_num_threads(2)
+
+#: Real architectures, scaled down: every switch of the real model that changes the code path is kept.
+TINY = {
+    'SD3': dict(
+        num_layers=4,
+        num_attention_heads=4,
+        attention_head_dim=16,
+        joint_attention_dim=32,
+        caption_projection_dim=64,
+        pooled_projection_dim=24,
+        pos_embed_max_size=16,
+        sample_size=8,
+        in_channels=16,
+        out_channels=16,
+    ),
+    'DiT': dict(num_layers=4, num_attention_heads=4, attention_head_dim=16, in_channels=4, out_channels=8, sample_size=8),
+}
+TINY['SD3.5-medium'] = dict(TINY['SD3'], dual_attention_layers=(0, 1), qk_norm='rms_norm')
+TINY['SD3.5-large'] = dict(TINY['SD3'], qk_norm='rms_norm')
+TINY['SiT'] = TINY['DiT']
+
+
+def family_of(variant: str) -> str:
+    """``'SD3.5-medium'`` is of family ``'SD3'``."""
+    return 'SD3' if variant.startswith('SD3') else variant
+
+
+def make_transformer(variant: str, seed: int = 0) -> torch.nn.Module:
+    """A whole diffusers transformer with random weights in which no gate is zero."""
+    from diffusers import DiTTransformer2DModel, SD3Transformer2DModel
+
+    from mmaselect.diffusion.family import initialise
+
+    cls = SD3Transformer2DModel if family_of(variant) == 'SD3' else DiTTransformer2DModel
+    model = cls(**TINY[variant])
+    initialise(model, seed)
+    return model.eval()
+
+
+def make_vae(channels: int) -> torch.nn.Module:
+    """A small AutoencoderKL with 8 image pixels per latent pixel, like the real ones."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        down_block_types=('DownEncoderBlock2D',) * 4,
+        up_block_types=('UpDecoderBlock2D',) * 4,
+        block_out_channels=(8, 8, 16, 16),
+        norm_num_groups=4,
+        latent_channels=channels,
+        scaling_factor=0.5,
+        shift_factor=0.1 if channels == 16 else None,
+        use_quant_conv=channels == 4,
+        use_post_quant_conv=channels == 4,
+    ).eval()
+
+
+@pytest.fixture(scope='session')
+def model_folder(tmp_path_factory):
+    """Returns a function that saves a pipeline folder of a variant, once, and gives its path."""
+    made: dict[tuple[str, bool], Path] = {}
+
+    def make(variant: str, sharded: bool = False) -> Path:
+        if (variant, sharded) not in made:
+            folder = tmp_path_factory.mktemp(variant.replace('.', '_'))
+            size = '100KB' if sharded else '10GB'
+            make_transformer(variant).save_pretrained(folder / 'transformer', max_shard_size=size)
+            make_vae(TINY[variant]['in_channels']).save_pretrained(folder / 'vae')
+            if family_of(variant) == 'SD3':
+                from mmaselect.diffusion.conditioning import default_prompt_file, save_prompt
+                from mmaselect.diffusion.loading import Source
+
+                embeds = dict(prompt_embeds=torch.randn(1, 5, 32), pooled_prompt_embeds=torch.randn(1, 24))
+                save_prompt(default_prompt_file(Source(folder)), embeds, '', 'tiny')
+            (folder / 'scheduler').mkdir()
+            scheduler = dict(beta_start=2e-4, beta_end=1e-2, beta_schedule='linear', num_train_timesteps=1000)
+            (folder / 'scheduler' / 'scheduler_config.json').write_text(json.dumps(scheduler))
+            made[variant, sharded] = folder
+        return made[variant, sharded]
+
+    return make

@@ -1,0 +1,40 @@
+"""Trains a small diffusion transformer and writes it as a diffusers folder."""
+
+import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
+from mmaselect import cli
+
+
+def parse_args():
+    parser = cli.base_parser('Train a small diffusion transformer by flow matching')
+    parser.add_argument('--out', help='folder to export to; default: export_dir of the config')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        type=str,
+        const='auto',
+        help='a checkpoint to resume from, or nothing for the latest one in the work directory',
+    )
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    cfg = cli.load_config(args)
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    cfg = cli.finish_config(cfg, args)
+    runner = cli.build_runner(cfg)
+    runner.train()
+    if runner.rank == 0:
+        from mmengine.runner.checkpoint import find_latest_checkpoint, load_checkpoint
+
+        # The checkpoint holds the averaged weights (EMAHook), the model in memory those of the last step.
+        model = runner.model.module if runner.distributed else runner.model
+        load_checkpoint(model, find_latest_checkpoint(cfg.work_dir), map_location='cpu', strict=True)
+        file = model.export(args.out or cfg.export_dir)
+        print(f'{file} ({file.stat().st_size / 1e6:.1f} MB)')
+
+
+if __name__ == '__main__':
+    cli.run(main)
