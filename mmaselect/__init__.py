@@ -5,8 +5,12 @@ toolboxes and none of diffusers' model code.
 """
 
 from mmaselect import compat
-from mmaselect.version import __version__
 
 compat.apply()
 
-__all__ = ['__version__']
+# The registries must not be touched before the repairs above.
+from mmaselect.backbones import ASelectDiT  # noqa: E402
+from mmaselect.hooks import TimestepSelectionHook  # noqa: E402
+from mmaselect.version import __version__  # noqa: E402
+
+__all__ = ['ASelectDiT', 'TimestepSelectionHook', '__version__']

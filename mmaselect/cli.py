@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
-from mmaselect.errors import InputError
+from mmaselect.errors import InputError  # re-exported: tools raise it
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
@@ -87,6 +87,20 @@ def load_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     return cfg
+
+
+def merge_resume(cfg: Config, resume: str | None) -> None:
+    """Merges ``--resume``: a checkpoint, ``'auto'`` for the latest one, or None.
+
+    Raises:
+        InputError: If the checkpoint does not exist.
+    """
+    if resume is None:
+        return
+    if resume != 'auto' and not Path(resume).is_file():
+        raise InputError(f'--resume {resume!r} is not a file')
+    cfg.resume = True
+    cfg.load_from = None if resume == 'auto' else resume
 
 
 def finish_config(cfg: Config, args: argparse.Namespace, persistent_workers: bool = True) -> Config:

@@ -140,6 +140,8 @@ def provide_pkg_resources() -> bool:
         Whether the stand-in was installed.
     """
     if importlib.util.find_spec('pkg_resources') is not None:
+        # mmengine's look-up reloads it for every inherited config, and each time it warns the user, who can do nothing.
+        warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)
         return False
     from importlib import metadata
     from pathlib import Path

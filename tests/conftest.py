@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +95,32 @@ def model_folder(tmp_path_factory):
         return made[variant, sharded]
 
     return make
+
+
+ROOT = Path(__file__).parents[1]
+#: Real photographs and street scenes, where the machine has them; they are never part of the project.
+SHARED_DATA = ROOT.parent / 'shared' / 'data'
+
+
+def run_tool(tool, *args, cwd=None, timeout=300, env=None):
+    """Runs ``python tools/TOOL ARGS`` as a user would, in a process of its own."""
+    path = Path(tool) if Path(tool).is_absolute() else ROOT / 'tools' / tool
+    environment = {**os.environ, 'OMP_NUM_THREADS': '2', 'HF_HUB_OFFLINE': '1', **(env or {})}
+    return subprocess.run(
+        [sys.executable, str(path), *map(str, args)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment,
+        check=False,
+    )
+
+
+def error_line(done):
+    """The one line that bad input gets: the last on stderr, of a process that failed, without a traceback."""
+    assert done.returncode == 2, (done.returncode, done.stdout[-2000:], done.stderr[-2000:])
+    assert 'Traceback' not in done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith('error: ')
+    return line

@@ -20,9 +20,7 @@ def parse_args():
 def main():
     args = parse_args()
     cfg = cli.load_config(args)
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    cli.merge_resume(cfg, args.resume)
     cfg = cli.finish_config(cfg, args)
     runner = cli.build_runner(cfg)
     runner.train()

@@ -25,3 +25,4 @@ model = dict(
 export_dir = 'mmaselect/assets/dit-nano_digits'
 val_cfg = val_dataloader = val_evaluator = None
 test_cfg = test_dataloader = test_evaluator = None
+train_dataloader = dict(sampler=dict(type='InfiniteSampler'))

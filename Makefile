@@ -1,0 +1,34 @@
+# make demo   sets up and runs the demo          make test   sets up and passes the tests
+# make lint   ruff                               make clean  removes what the others made
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := lite,mmpretrain,mmseg,demo,prompt,tests
+INPUTS := setup.py pyproject.toml $(wildcard requirements/*.txt)
+
+.PHONY: demo test lint clean
+
+demo: $(STAMP)
+	$(BIN)/python tools/demo.py
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The stamp is touched last, so that an interrupted installation is taken up again.
+# torch first and alone: with it installed, what depends on it does not pull another build.
+$(STAMP): $(INPUTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c requirements/constraints.txt setuptools wheel
+	$(BIN)/python -m pip install -q -c requirements/constraints.txt torch
+	$(BIN)/python -m pip install -q -c requirements/constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info mmaselect/.mim work_dirs/demo

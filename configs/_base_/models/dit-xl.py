@@ -1,0 +1,11 @@
+# DiT-XL/2 at 256x256: 28 blocks, 1152 wide, under the null class. Block 14 is its middle one.
+_base_ = ['linear.py']
+
+model = dict(
+    backbone=dict(
+        diffusion=dict(type='DiT', pretrained='facebook/DiT-XL-2-256', dtype='bfloat16'),
+        block=14,
+    ),
+    neck=[dict(type='GlobalAveragePooling'), dict(type='ClsBatchNormNeck', input_features=1152)],
+    head=dict(in_channels=1152),
+)

@@ -1,0 +1,5 @@
+"""Backbones that the toolboxes see."""
+
+from mmaselect.backbones.aselect import ASelectDiT
+
+__all__ = ['ASelectDiT']

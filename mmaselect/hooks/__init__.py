@@ -1,0 +1,5 @@
+"""Hooks that a config adds to ``custom_hooks``."""
+
+from mmaselect.hooks.timestep_selection import TimestepSelectionHook
+
+__all__ = ['TimestepSelectionHook']

@@ -1,0 +1,216 @@
+"""What a timestep is scored by.
+
+A criterion reads feature maps batch by batch and keeps nothing but sums, so that memory does not grow with the number
+of images and that the sums of several ranks can be added. A new criterion is a new class and one more line in
+``CRITERIA``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mmaselect.errors import InputError, unknown
+from mmaselect.selection.spectrum import check_sigma, cross_energies, high_frequency_ratio
+
+#: Sums of one criterion at one timestep and tap. Adding two of them entry by entry gives that of all their images.
+Sums = dict[str, Tensor]
+
+
+class Criterion(ABC):
+    """Scores a timestep by the features it gives; the highest score is chosen.
+
+    Attributes:
+        draws: Independent noises per image that it needs.
+        needs_labels: Whether it reads the labels of the images.
+        label: Name with its parameters, for reports.
+    """
+
+    draws: ClassVar[int] = 1
+    needs_labels: ClassVar[bool] = False
+    label: str
+
+    @abstractmethod
+    def sums(self, maps: Sequence[Tensor], labels: Tensor | None) -> Sums:
+        """Reduces a batch to sums.
+
+        Args:
+            maps: Features of the batch under each noise, ``draws`` tensors (B, C, h, w).
+            labels: Class of each image, (B,); None unless ``needs_labels``.
+
+        Returns:
+            Tensors that may be added to those of other batches.
+        """
+
+    @abstractmethod
+    def score(self, sums: Sums) -> float:
+        """Turns the sums over all images into the score."""
+
+
+class HighFrequencyRatio(Criterion):
+    """The paper's criterion: HFR of each image, averaged over images. Rises with noise where the network leaks it.
+
+    Args:
+        sigma: Width of the Gaussian, in cycles per sample.
+        norm: 2 for energies, 1 for magnitudes.
+    """
+
+    def __init__(self, sigma: float = 0.25, norm: int = 2) -> None:
+        check_sigma(sigma)
+        if norm not in (1, 2):
+            raise InputError(f'norm={norm!r} is not valid: choose 2 (energy) or 1 (magnitude)')
+        self.sigma, self.norm = sigma, norm
+        self.label = f'HFR (sigma {sigma:g}{", norm 1" if norm == 1 else ""})'
+
+    def sums(self, maps: Sequence[Tensor], labels: Tensor | None) -> Sums:
+        """Sum of the ratios and number of images."""
+        ratio = high_frequency_ratio(maps[0], self.sigma, self.norm).double()
+        return {'ratio': ratio.sum(), 'count': ratio.new_tensor(len(ratio))}
+
+    def score(self, sums: Sums) -> float:
+        """Mean ratio, in [0, 1]."""
+        return (sums['ratio'] / sums['count']).item()
+
+
+class NoiseConsistentHFR(Criterion):
+    """HFR of what two independent noises agree on, see :func:`~mmaselect.selection.spectrum.noise_consistent_hfr`.
+
+    Args:
+        sigma: Width of the Gaussian, in cycles per sample.
+        centred: Take out the mean map over images first; needs at least two images.
+        min_consistency: Where the agreeing share of the features' energy is below this, the ratio is noise over noise
+            and the score is 0. At pure noise that share is 0 by construction, up to an error of about
+            ``1 / sqrt(images * cells)``.
+    """
+
+    draws = 2
+
+    def __init__(self, sigma: float = 0.25, centred: bool = True, min_consistency: float = 0.01) -> None:
+        check_sigma(sigma)
+        if not 0 <= min_consistency < 1:
+            raise InputError(f'min_consistency={min_consistency!r} is not valid: give a number in [0, 1)')
+        self.sigma, self.centred, self.min_consistency = sigma, centred, min_consistency
+        self.label = f'{"centred " if centred else ""}noise-consistent HFR (sigma {sigma:g})'
+
+    def sums(self, maps: Sequence[Tensor], labels: Tensor | None) -> Sums:
+        """Cross energies, own energy, and, for centring, the summed maps."""
+        a, b = maps[0].float(), maps[1].float()
+        high, total = cross_energies(a, b, self.sigma)
+        sums = {
+            'high': high.double().sum(),
+            'total': total.double().sum(),
+            'energy': ((a.square().sum() + b.square().sum()) / 2).double(),
+            'count': high.new_tensor(len(a), dtype=torch.float64),
+        }
+        if self.centred:
+            sums.update(a=a.sum(0), b=b.sum(0))
+        return sums
+
+    def score(self, sums: Sums) -> float:
+        """Ratio of the sums, in about [0, 1]; 0 where too little is consistent."""
+        high, total, energy, count = (sums[key] for key in ('high', 'total', 'energy', 'count'))
+        if self.centred:
+            # The filter is linear: centring before it is subtracting the energy of the mean maps after it.
+            mean_a, mean_b = (sums[key][None] / count for key in ('a', 'b'))
+            mean_high, mean_total = cross_energies(mean_a.float(), mean_b.float(), self.sigma)
+            mean_energy = (mean_a.square().sum() + mean_b.square().sum()) / 2
+            high, total = high - count * mean_high.double(), total - count * mean_total.double()
+            energy = energy - count * mean_energy
+        if total <= self.min_consistency * energy or total <= 0:
+            return 0.0
+        return (high / total).item()
+
+
+class FisherScore(Criterion):
+    """Between-class over within-class scatter, with labels, see :func:`~mmaselect.selection.spectrum.fisher_score`.
+
+    Args:
+        pool: Average the map to ``pool`` x ``pool`` cells first; None keeps every cell. One such map is kept for
+            every class.
+    """
+
+    needs_labels = True
+
+    def __init__(self, pool: int | None = None) -> None:
+        if pool is not None and (isinstance(pool, bool) or not isinstance(pool, int) or pool < 1):
+            raise InputError(f'pool={pool!r} is not valid: give a whole number of at least 1, or None')
+        self.pool = pool
+        self.label = f'Fisher Score (labels{f", pooled to {pool}x{pool}" if pool else ""})'
+
+    def sums(self, maps: Sequence[Tensor], labels: Tensor | None) -> Sums:
+        """Energy, and number and summed map of every class."""
+        x = maps[0].float()
+        if self.pool is not None:
+            x = torch.nn.functional.adaptive_avg_pool2d(x, self.pool)
+        sums = {'energy': x.double().square().sum()}
+        for label in labels.unique().tolist():
+            members = x[labels == label]
+            sums[f'map/{label}'] = members.double().sum(0)
+            sums[f'count/{label}'] = members.new_tensor(len(members), dtype=torch.float64)
+        return sums
+
+    def score(self, sums: Sums) -> float:
+        """The score, at least 0; infinite scatter ratios, as of one image per class, are an error.
+
+        Raises:
+            InputError: If no class has two images.
+        """
+        classes = [key.removeprefix('map/') for key in sums if key.startswith('map/')]
+        explained = sum((sums[f'map/{c}'].square().sum() / sums[f'count/{c}']) for c in classes)
+        count = sum(sums[f'count/{c}'] for c in classes)
+        if count == len(classes):
+            raise InputError(f'FisherScore needs a class with two images; all {len(classes)} classes have one')
+        mean_energy = sum(sums[f'map/{c}'] for c in classes).square().sum() / count
+        between, within = explained - mean_energy, sums['energy'] - explained
+        # Identical images leave rounding error where the scatter is zero.
+        tiny = 1e-12 * sums['energy']
+        if between <= tiny:
+            return 0.0
+        return (between / within.clamp_min(tiny)).item()
+
+
+CRITERIA: dict[str, type[Criterion]] = {
+    criterion.__name__: criterion for criterion in (HighFrequencyRatio, NoiseConsistentHFR, FisherScore)
+}
+
+
+def build_criterion(config: dict[str, Any] | Criterion) -> Criterion:
+    """Builds a criterion from a config entry such as ``dict(type='HighFrequencyRatio', sigma=0.25)``.
+
+    Raises:
+        InputError: If its type or one of its fields is unknown.
+    """
+    import inspect
+
+    if isinstance(config, Criterion):
+        return config
+    fields = dict(config)
+    name = fields.pop('type', None)
+    if name not in CRITERIA:
+        raise unknown('criterion.type', name, CRITERIA)
+    known = list(inspect.signature(CRITERIA[name]).parameters)
+    for key in fields:
+        if key not in known:
+            raise unknown(f'field of {name}', key, known)
+    return CRITERIA[name](**fields)
+
+
+def add_sums(first: Sums, second: Sums) -> Sums:
+    """Adds two sums entry by entry; an entry that one of them lacks counts as zero.
+
+    Raises:
+        InputError: If maps of two sizes meet, which cannot be averaged.
+    """
+    out = dict(first)
+    for key, value in second.items():
+        if key in out and out[key].shape != value.shape:
+            raise InputError(
+                f'selection met maps of {tuple(out[key].shape)} and {tuple(value.shape)}: '
+                'its images must have one size (give the hook a pipeline that crops or resizes)'
+            )
+        out[key] = out[key] + value if key in out else value
+    return out

@@ -1,0 +1,155 @@
+"""Energies of feature maps in the frequency domain: pure functions of tensors.
+
+``F`` is the 2-D FFT over (h, w), orthonormal, so that by Parseval ``sum |F(q)|^2 = sum q^2``. The radial frequency is
+``f = sqrt(fy^2 + fx^2)`` in cycles per sample, each axis in [-0.5, 0.5). The Gaussian high-pass is
+``H(f) = 1 - exp(-f^2 / (2 sigma^2))``.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from mmaselect.errors import InputError
+
+
+def gaussian_high_pass(height: int, width: int, sigma: float, device: torch.device | str | None = None) -> Tensor:
+    """Gaussian high-pass on the grid of the FFT.
+
+    Args:
+        height: Rows of the map.
+        width: Columns of the map.
+        sigma: Width of the removed low band, in cycles per sample, above 0.
+        device: Where the result goes.
+
+    Returns:
+        ``H(f)``, (height, width), in [0, 1), 0 at frequency 0, in the order of ``torch.fft.fft2``.
+
+    Raises:
+        InputError: If ``sigma`` is not positive.
+    """
+    check_sigma(sigma)
+    squared = torch.fft.fftfreq(height, device=device)[:, None] ** 2 + torch.fft.fftfreq(width, device=device) ** 2
+    return -torch.expm1(-squared / (2 * sigma**2))
+
+
+def check_sigma(sigma: float) -> None:
+    """Raises :class:`InputError` unless ``sigma`` is a positive number."""
+    if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not sigma > 0:
+        raise InputError(f'sigma={sigma!r} is not valid: give a number above 0, in cycles per sample (0.25 is usual)')
+
+
+@functools.lru_cache(maxsize=64)
+def _half_plane(height: int, width: int, sigma: float, power: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Weights for ``rfft2``, which keeps half of the frequencies of a real map: every kept one but the columns 0 and
+    width / 2 stands for two. Returns ``count * H^power`` and ``count``, each (height, width // 2 + 1)."""
+    columns = width // 2 + 1
+    count = torch.full((columns,), 2.0, device=device)
+    count[0] = 1
+    if width % 2 == 0:
+        count[-1] = 1
+    high = gaussian_high_pass(height, width, sigma, device)[:, :columns]
+    return count * high**power, count.expand(height, columns)
+
+
+def _spectrum(maps: Tensor) -> Tensor:
+    # Half precision has no FFT on most devices and too few bits for a sum of squares.
+    return torch.fft.rfft2(maps.float(), norm='ortho')
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    return torch.where(denominator == 0, torch.zeros_like(numerator), numerator / denominator)
+
+
+def high_frequency_ratio(q: Tensor, sigma: float = 0.25, norm: int = 2) -> Tensor:
+    """High-Frequency Ratio of every image, arXiv 2603.25758.
+
+    ``HFR = sum |H F(q)|^norm / sum |F(q)|^norm``, sums over channels and frequencies. Which norm and sigma the paper
+    used is not public.
+
+    Args:
+        q: Feature maps, (B, C, h, w).
+        sigma: See :func:`gaussian_high_pass`.
+        norm: 2 for energies, 1 for magnitudes.
+
+    Returns:
+        (B,), each in [0, 1]; 0 for a constant map and for an all-zero one.
+
+    Raises:
+        InputError: If ``sigma`` or ``norm`` is out of range.
+    """
+    if norm not in (1, 2):
+        raise InputError(f'norm={norm!r} is not valid: choose 2 (energy) or 1 (magnitude)')
+    check_sigma(sigma)
+    high, count = _half_plane(*q.shape[-2:], float(sigma), norm, q.device)
+    magnitude = _spectrum(q).abs() ** norm
+    return _ratio((magnitude * high).sum((1, 2, 3)), (magnitude * count).sum((1, 2, 3)))
+
+
+def cross_energies(a: Tensor, b: Tensor, sigma: float = 0.25) -> tuple[Tensor, Tensor]:
+    """Energy that two maps share, in the high band and in all bands.
+
+    Args:
+        a: Feature maps, (B, C, h, w).
+        b: Feature maps of the same images under another noise, likewise.
+        sigma: See :func:`gaussian_high_pass`.
+
+    Returns:
+        ``Re sum (H F(a)) conj(H F(b))`` and ``Re sum F(a) conj(F(b))`` of every image, (B,) each. With ``a is b``
+        these are the energies of ``a``.
+    """
+    check_sigma(sigma)
+    high, _ = _half_plane(*a.shape[-2:], float(sigma), 2, a.device)
+    spectrum_a = _spectrum(a)
+    spectrum_b = spectrum_a if b is a else _spectrum(b)
+    cross = spectrum_a.real * spectrum_b.real + spectrum_a.imag * spectrum_b.imag
+    # Parseval: the total needs no spectrum.
+    return (cross * high).sum((1, 2, 3)), (a.float() * b.float()).sum((1, 2, 3))
+
+
+def noise_consistent_hfr(a: Tensor, b: Tensor, sigma: float = 0.25, centred: bool = False) -> Tensor:
+    """HFR of what the image, not the noise, put into the features.
+
+    ``Re sum (H F(a)) conj(H F(b)) / Re sum F(a) conj(F(b))``, sums over images, channels and frequencies. Over
+    independent noises the expectation of a cross term is the energy of the mean feature, so noise that leaks through
+    the network cancels out, which plain HFR counts as high frequency.
+
+    Args:
+        a: Features of N images under one noise each, (N, C, h, w).
+        b: Features of the same images under other, independent noises.
+        sigma: See :func:`gaussian_high_pass`.
+        centred: First subtract the mean map over the images, which takes out what the position embedding puts into
+            every image alike. Needs N > 1.
+
+    Returns:
+        A scalar. Not confined to [0, 1]: where hardly anything is consistent it is noise over noise.
+    """
+    if centred:
+        a, b = a - a.mean(0), b - b.mean(0)
+    high, total = cross_energies(a, b, sigma)
+    return _ratio(high.sum(), total.sum())
+
+
+def fisher_score(q: Tensor, labels: Tensor) -> Tensor:
+    """Between-class over within-class scatter of flattened features.
+
+    ``sum_c n_c |mu_c - mu|^2 / sum_c sum_(i in c) |x_i - mu_c|^2``.
+
+    Args:
+        q: Features, (N, ...).
+        labels: Class of each image, (N,), integers.
+
+    Returns:
+        A scalar of at least 0; infinite if every class is a single point, 0 if there is no scatter at all.
+    """
+    x = q.flatten(1).double()
+    mean = x.mean(0)
+    between = within = x.new_zeros(())
+    for label in labels.unique():
+        members = x[labels == label]
+        centre = members.mean(0)
+        between = between + len(members) * (centre - mean).square().sum()
+        within = within + (members - centre).square().sum()
+    return torch.where(between == 0, torch.zeros_like(between), between / within)

@@ -1,0 +1,142 @@
+"""The demo: digits, a frozen DiT, a selected timestep, a trained head, and what other timesteps would have given.
+
+It runs the project's own tools one after the other and prints one table.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
+from mmaselect import cli
+
+TOOLS = Path(__file__).resolve().parent
+CONFIG = TOOLS.parent / 'configs' / 'demo' / 'dit-nano_linear_bs64-20e_digits-16px.py'
+
+
+def run_tool(name, *args):
+    print(f'\n$ python tools/{name} {" ".join(map(str, args))}', flush=True)
+    status = subprocess.run([sys.executable, str(TOOLS / name), *map(str, args)], check=False).returncode
+    if status:
+        # The tool has said why.
+        sys.exit(status)
+
+
+@torch.no_grad()
+def pooled_features(backbone, loader, timesteps, preprocess, shared):
+    """Pooled queries of a data set at every timestep, each image encoded once: (T, N, C) and labels.
+
+    ``shared`` gives all images one noise, as the trained head sees them; otherwise each has its own, as selection
+    sees them.
+    """
+    from mmaselect.diffusion.noise import seeded_noise
+
+    features, labels = [[] for _ in timesteps], []
+    for batch in loader:
+        data = preprocess(batch, False)
+        latent = backbone.diffusion.encode(backbone.to_unit_range(data['inputs'].float()))
+        shape = tuple(latent.shape[1:])
+        if shared:
+            noise = seeded_noise(shape, backbone.noise_seed)
+        else:
+            names = [Path(sample.img_path).stem for sample in data['data_samples']]
+            noise = torch.stack([seeded_noise(shape, backbone.noise_seed, int(name)) for name in names])
+        for number, timestep in enumerate(timesteps):
+            maps = backbone.diffusion(latent, noise, timestep)
+            features[number].append(maps[backbone.taps[0]].mean((2, 3)))
+        labels += [int(sample.gt_label) for sample in data['data_samples']]
+    return torch.stack([torch.cat(parts) for parts in features]).numpy(), labels
+
+
+def probe_accuracies(cfg, timesteps, shared):
+    """Test accuracy in percent of a logistic regression on the pooled query, for every timestep."""
+    from mmengine.registry import MODELS, init_default_scope
+    from mmengine.runner import Runner
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from tqdm import tqdm
+
+    init_default_scope(cfg.default_scope)
+    backbone = MODELS.build(cfg.model.backbone)
+    preprocess = MODELS.build(dict(type='ClsDataPreprocessor', **cfg.data_preprocessor))
+    splits = [
+        pooled_features(backbone, Runner.build_dataloader(cfg[f'{split}_dataloader']), timesteps, preprocess, shared)
+        for split in ('train', 'test')
+    ]
+    (train, train_labels), (test, test_labels) = splits
+    accuracies = []
+    name = 'one noise for all images' if shared else "each image's own noise"
+    for train_x, test_x in tqdm(zip(train, test, strict=True), total=len(timesteps), desc=f'linear probes, {name}'):
+        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        accuracies.append(100 * probe.fit(train_x, train_labels).score(test_x, test_labels))
+    return accuracies
+
+
+def print_table(selection, own, shared, head_accuracy):
+    from rich.table import Table
+
+    from mmaselect.selection.report import render
+
+    sweep = selection.sweep
+    hfr = next(label for label in sweep.scores if label.startswith('HFR'))
+    table = Table(title='scikit-learn digits, frozen nano DiT, 597 test images', title_justify='left')
+    for name in ('timestep', 'HFR', 'centred\nnoise-consistent HFR', 'probe accuracy,\nown noise',
+                 'probe accuracy,\nshared noise', ''):  # fmt: skip
+        table.add_column(name, justify='left' if not name else 'right')
+    for row, timestep in enumerate(sweep.timesteps):
+        notes = []
+        if timestep == selection.timestep:
+            notes.append('<- selected')
+        if timestep == selection.choices[hfr]:
+            notes.append('<- plain HFR')
+        if own[row] == max(own):
+            notes.append('<- best')
+        scores = [f'{sweep.curve(label)[row]:.4f}' for label in (hfr, selection.criterion)]
+        table.add_row(f'{timestep:g}', *scores, f'{own[row]:.1f} %', f'{shared[row]:.1f} %', ' '.join(notes))
+    print(render(table))
+    print(f'linear head trained at the selected timestep {selection.timestep:g}: {head_accuracy:.1f} % test accuracy')
+    selected, plain = (sweep.timesteps.index(choice) for choice in (selection.timestep, selection.choices[hfr]))
+    for name, accuracies in (('own noise', own), ('shared noise', shared)):
+        print(
+            f'linear probe, {name}: {accuracies[selected]:.1f} % at the selected timestep {selection.timestep:g}, '
+            f'{accuracies[plain]:.1f} % at {sweep.timesteps[plain]:g} that plain HFR would have chosen, '
+            f'{min(accuracies):.1f} to {max(accuracies):.1f} % over all {len(accuracies)}'
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--work-dir', default='work_dirs/demo')
+    args = parser.parse_args()
+    from mmengine.config import Config
+
+    from mmaselect.selection.report import Selection, plot, read_selection
+
+    work_dir = Path(args.work_dir)
+    data = work_dir / 'digits'
+    options = [f'{split}_dataloader.dataset.data_root={data}' for split in ('train', 'val', 'test')]
+    run_tool('dataset_converters/prepare_digits.py', data)
+    run_tool('train.py', CONFIG, '--work-dir', work_dir, '--cfg-options', *options)
+    checkpoint = Path((work_dir / 'last_checkpoint').read_text().strip())
+    metrics = work_dir / 'test.json'
+    run_tool('test.py', CONFIG, checkpoint, '--work-dir', work_dir, '--out', metrics, '--out-item', 'metrics',
+             '--cfg-options', *options)  # fmt: skip
+
+    cfg = Config.fromfile(CONFIG)
+    cfg.merge_from_dict(dict(option.split('=') for option in options))
+    selection = Selection.from_dict(read_selection(work_dir / 'selection.json'))
+    own, shared = (probe_accuracies(cfg, selection.sweep.timesteps, shared) for shared in (False, True))
+    curve = work_dir / 'demo.png'
+    plot(selection, curve, own)
+    print()
+    print_table(selection, own, shared, json.loads(metrics.read_text())['accuracy/top1'])
+    print(f'curves: {curve}')
+
+
+if __name__ == '__main__':
+    cli.run(main)
