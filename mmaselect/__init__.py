@@ -4,9 +4,14 @@ Importing it repairs the stack (:mod:`mmaselect.compat`) and registers what a co
 toolboxes and none of diffusers' model code.
 """
 
+from mmengine.config.utils import MODULE2PACKAGE
+
 from mmaselect import compat
 
 compat.apply()
+
+# Lets configs inherit from ours as from any OpenMMLab package: _base_ = ['mmaselect::_base_/models/sd35-medium.py'].
+MODULE2PACKAGE.setdefault('mmaselect', 'mmaselect')
 
 # The registries must not be touched before the repairs above.
 from mmaselect.backbones import ASelectDiT  # noqa: E402

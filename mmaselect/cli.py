@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,15 @@ def find_input_error(error: BaseException | None) -> InputError | None:
     return None
 
 
+def describe_data_error(error: BaseException) -> str | None:
+    """Puts into one line what a toolbox's data set says when its files are not there; None for any other error."""
+    frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    # Only these types: a fault in a data set class of the user's own deserves its traceback.
+    if 'build_dataloader' not in frames or not isinstance(error, (FileNotFoundError, NotADirectoryError, RuntimeError)):
+        return None
+    return f'a data set cannot be built: {" ".join(str(error).split())}'
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a tool; bad input ends it with one line on stderr and exit code 2.
 
@@ -34,11 +44,10 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except Exception as error:
-        cause = find_input_error(error)
-        if cause is None:
+        line = find_input_error(error) or describe_data_error(error)
+        if line is None:
             raise
-        sys.stderr.write(f'error: {cause}\n')
-        # Other ranks may be waiting in a collective; leaving at once lets the launcher end them.
+        sys.stderr.write(f'error: {line}\n')
         sys.stderr.flush()
         sys.exit(2)
 
@@ -56,9 +65,7 @@ def base_parser(description: str) -> argparse.ArgumentParser:
         'for a list, key="[(a,b),(c,d)]" for nested ones; no white space',
     )
     parser.add_argument('--no-pin-memory', action='store_true', help='disable pin_memory in dataloaders')
-    parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher'
-    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     # torch.distributed.launch passes --local-rank since torch 2.0, --local_rank before.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser

@@ -1,4 +1,4 @@
-"""Repairs of the OpenMMLab stack on a current machine. Each names its cause and does nothing where nothing is broken."""
+"""Repairs of the OpenMMLab stack on a current machine. Each names its cause and is a no-op where nothing is broken."""
 
 from __future__ import annotations
 
@@ -209,6 +209,45 @@ def check_mmcv_version() -> bool:
     return True
 
 
+def allow_cpu_ranks() -> bool:
+    """Lets ``dist_train.sh`` run on machines without an accelerator.
+
+    mmengine selects a CUDA device and passes its number to ``DistributedDataParallel`` without asking whether there is
+    one, and most configs name the ``nccl`` backend. Without an accelerator: no device is selected, none is passed on,
+    and ``gloo`` takes the place of ``nccl``.
+
+    Returns:
+        Whether mmengine was patched; on machines with an accelerator the patches hand everything on as it is.
+    """
+    import functools
+
+    import torch
+    from mmengine.device import get_device
+    from mmengine.dist import utils
+    from mmengine.model import MMDistributedDataParallel
+
+    if getattr(utils._init_dist_pytorch, 'patched_by_mmaselect', False):
+        return False
+    start, wrap = utils._init_dist_pytorch, MMDistributedDataParallel.__init__
+
+    @functools.wraps(start)
+    def start_on_cpu(backend: str, init_backend: str = 'torch', **kwargs) -> None:
+        if get_device() != 'cpu' or init_backend != 'torch':
+            start(backend, init_backend=init_backend, **kwargs)
+        else:
+            torch.distributed.init_process_group(backend='gloo' if backend == 'nccl' else backend, **kwargs)
+
+    @functools.wraps(wrap)
+    def wrap_on_cpu(self, module, *args, **kwargs) -> None:
+        if get_device() == 'cpu':
+            kwargs['device_ids'] = None
+        wrap(self, module, *args, **kwargs)
+
+    start_on_cpu.patched_by_mmaselect = True
+    utils._init_dist_pytorch, MMDistributedDataParallel.__init__ = start_on_cpu, wrap_on_cpu
+    return True
+
+
 def apply() -> None:
     """Applies every repair."""
     define_torchvision_operators()
@@ -216,3 +255,4 @@ def apply() -> None:
     allow_mmengine_checkpoints()
     provide_pkg_resources()
     check_mmcv_version()
+    allow_cpu_ranks()

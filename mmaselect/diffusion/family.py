@@ -57,7 +57,9 @@ def make_taps(block: int | Sequence[int], component: str | Sequence[str], num_bl
         raise InputError(f'block={block!r}, component={component!r}: give at least one of each')
     for index in blocks:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < num_blocks:
-            raise InputError(f'block={index!r} is out of range: the model has {num_blocks} blocks, 0 to {num_blocks - 1}')
+            raise InputError(
+                f'block={index!r} is out of range: the model has {num_blocks} blocks, 0 to {num_blocks - 1}'
+            )
     for name in components:
         if name not in COMPONENTS:
             raise unknown('component', name, COMPONENTS)
@@ -209,9 +211,7 @@ class Family(nn.Module, ABC):
         tokens, context = self.embed(latent, timestep)
         maps = {}
         for index, block in enumerate(self.transformer.transformer_blocks):
-            tokens, context, read = self.run_block(
-                block, tokens, context, self.wanted[index], index == self.last_block
-            )
+            tokens, context, read = self.run_block(block, tokens, context, self.wanted[index], index == self.last_block)
             for component, value in read.items():
                 maps[Tap(index, component)] = value.transpose(1, 2).unflatten(2, (rows, columns))
         return maps
@@ -281,7 +281,7 @@ def unused_projections(attention: str, components: frozenset[str], normalised: b
 
 
 def modulate(norm: nn.Module, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """AdaLN of arXiv 2212.09748: normalise, then scale and shift per channel. ``shift`` and ``scale`` are (1 or B, D)."""
+    """AdaLN of arXiv 2212.09748: normalise, scale and shift per channel by ``shift`` and ``scale``, (1 or B, D)."""
     return norm(tokens) * (1 + scale[:, None]) + shift[:, None]
 
 

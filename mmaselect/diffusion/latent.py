@@ -41,7 +41,9 @@ class LatentEncoder(Protocol):
     factor: int
     channels: int
 
-    def __call__(self, images: Tensor) -> Tensor: ...
+    def __call__(self, images: Tensor) -> Tensor:
+        """Encodes images in [-1, 1]."""
+        ...
 
 
 class PixelEncoder(nn.Module):

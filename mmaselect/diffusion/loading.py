@@ -59,7 +59,9 @@ class Source:
             folder = Path(__file__).parents[1] / 'assets' / self.name.removeprefix(EMBEDDED)
         self.folder = folder if folder.is_dir() else None
         if self.folder is None and not re.fullmatch(r'[\w.-]+/[\w.-]+', self.name):
-            raise InputError(f'{field}={self.name!r} is not a folder (a diffusers model folder or a hub id is expected)')
+            raise InputError(
+                f'{field}={self.name!r} is not a folder (a diffusers model folder or a hub id is expected)'
+            )
 
     def find(self, path: str) -> Path | None:
         """Finds a file of the model, downloading it if the model is on the hub.
@@ -77,17 +79,27 @@ class Source:
             file = self.folder / path
             return file if file.is_file() else None
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
             return Path(hf_hub_download(self.name, path, revision=self.revision))
-        except EntryNotFoundError as error:
-            # Offline, "not in the cache" is a kind of "no such entry": only a live answer proves absence.
-            if type(error).__name__ == 'LocalEntryNotFoundError':
-                raise self._unreachable(error) from error
+        except LocalEntryNotFoundError as error:
+            # Without the network a file that the model never had and one that was never fetched look alike. Of a model
+            # that is in the cache, the first is meant: a missing weight file is reported by whoever needs it.
+            if self._is_cached():
+                return None
+            raise self._unreachable(error) from error
+        except EntryNotFoundError:
             return None
         except Exception as error:  # the hub's client raises from several libraries below it
             raise self._unreachable(error) from error
+
+    def _is_cached(self) -> bool:
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.name, repo_type='model')
+        return (folder / 'snapshots').is_dir()
 
     def _unreachable(self, error: Exception) -> InputError:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -163,7 +175,7 @@ class Tensors:
                 raise InputError(f'{file} is not a readable safetensors file (truncated?): {error}') from error
         return self._open[path]
 
-    def keys(self) -> set[str]:
+    def names(self) -> set[str]:
         """Names of all tensors, without reading one."""
         if None in self.files:
             return set(self._handle(self.files[None]).keys())
@@ -222,7 +234,7 @@ def load_into(
     Raises:
         InputError: If a tensor is missing or has another shape.
     """
-    in_file = {rename(name) if rename else name: name for name in tensors.keys()}
+    in_file = {rename(name) if rename else name: name for name in tensors.names()}
     wanted = module.state_dict()
     missing = sorted(set(wanted) - set(in_file))
     if missing:

@@ -141,6 +141,11 @@ class TimestepSelectionHook(Hook):
         if errors:
             raise InputError(errors[0])
         sweep = finish(partial, model, self.timesteps, criteria, _reduce_ranks if world_size > 1 else None)
+        if not any(sweep.curve(self.criterion.label)):
+            raise InputError(
+                f'{self.criterion.label} is 0 at every timestep: nothing in the features depends on the image '
+                '(are the images all alike, or num_images too small?)'
+            )
         selection = Selection(sweep, self.criterion.label, self.config)
         chosen = [selection.timestep]
         dist.broadcast_object_list(chosen)

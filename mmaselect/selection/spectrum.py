@@ -44,7 +44,8 @@ def check_sigma(sigma: float) -> None:
 @functools.lru_cache(maxsize=64)
 def _half_plane(height: int, width: int, sigma: float, power: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Weights for ``rfft2``, which keeps half of the frequencies of a real map: every kept one but the columns 0 and
-    width / 2 stands for two. Returns ``count * H^power`` and ``count``, each (height, width // 2 + 1)."""
+    width / 2 stands for two. Returns ``count * H^power`` and ``count``, each (height, width // 2 + 1).
+    """
     columns = width // 2 + 1
     count = torch.full((columns,), 2.0, device=device)
     count[0] = 1

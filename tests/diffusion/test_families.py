@@ -42,7 +42,9 @@ def diffusers_maps(variant, latent, timestep, block, normalised=False):
             norm.register_forward_hook(keep(name, lambda output: output.transpose(1, 2).flatten(2)))
         else:
             layer.register_forward_hook(keep(name))
-    attention.register_forward_hook(keep('attention', lambda output: output[0] if isinstance(output, tuple) else output))
+    attention.register_forward_hook(
+        keep('attention', lambda output: output[0] if isinstance(output, tuple) else output)
+    )
 
     def stop(_, __, output):
         seen['output'] = output[1] if isinstance(output, tuple) else output
@@ -165,9 +167,14 @@ def test_taps_are_checked():
         make_taps(0, 'queries', 24)
 
 
-@pytest.mark.parametrize('name,blocks,channels', [
-    ('sd3-medium', 24, 1536), ('sd3.5-medium', 24, 1536), ('sd3.5-large', 38, 2432),
-])
+@pytest.mark.parametrize(
+    'name,blocks,channels',
+    [
+        ('sd3-medium', 24, 1536),
+        ('sd3.5-medium', 24, 1536),
+        ('sd3.5-large', 38, 2432),
+    ],
+)
 def test_the_real_sd3_architectures(name, blocks, channels):
     """Numbers of the published models; their sizes (position table included) are checked on the meta device."""
     config = FAMILIES['SD3'].architectures[name]

@@ -17,10 +17,11 @@ from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.errors import InputError
 
 VARIANTS = ('SD3.5-medium', 'DiT', 'SiT')
+QUERY = Tap(1, 'query')
 FILE = 'transformer/diffusion_pytorch_model.safetensors'
 
 
-def load(folder, variant='DiT', tap=Tap(1, 'query'), **fields):
+def load(folder, variant='DiT', tap=QUERY, **fields):
     return DiffusionSpec(family_of(variant), pretrained=folder, **fields).load((tap,))
 
 
@@ -84,7 +85,7 @@ def test_unneeded_shards_are_not_even_opened(model_folder, tmp_path):
     for shard in others:
         (folder / 'transformer' / shard).unlink()
     load(folder)
-    with pytest.raises(InputError, match='lacks its shard'):
+    with pytest.raises(InputError, match=r'lacks its shard'):
         load(folder, tap=Tap(3, 'output'))
 
 
@@ -92,8 +93,7 @@ def test_unneeded_shards_are_not_even_opened(model_folder, tmp_path):
 def test_features_equal_those_of_the_pipeline_parts(model_folder, variant):
     """Image to query through our loader, against diffusers' VAE and a hook on diffusers' transformer."""
     from diffusers import AutoencoderKL
-
-    from test_families import diffusers_maps  # noqa: I001
+    from test_families import diffusers_maps
 
     folder = model_folder(variant)
     images = torch.rand(2, 3, 64, 64) * 2 - 1
@@ -117,9 +117,7 @@ def test_features_equal_those_of_the_pipeline_parts(model_folder, variant):
     else:
         noisy = 0.7 * latent + 0.3 * noise
     actual = model(latent, noise, 300)[Tap(2, 'value')]
-    torch.testing.assert_close(
-        actual, diffusers_maps(variant, noisy, 300, 2)['value'], rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(actual, diffusers_maps(variant, noisy, 300, 2)['value'], rtol=1e-4, atol=1e-5)
 
 
 def test_identity_names_the_weights_and_nothing_else(model_folder, tmp_path):
@@ -213,14 +211,32 @@ def test_a_hub_id_that_cannot_be_reached(monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
-    with pytest.raises(InputError, match="pretrained='nobody/nothing' is neither a folder here nor to be had"):
+    with pytest.raises(InputError, match=r"pretrained='nobody/nothing' is neither a folder here nor to be had"):
         load('nobody/nothing')
 
 
+@pytest.mark.parametrize('sharded', (False, True))
+def test_a_hub_model_in_the_cache_needs_no_network(model_folder, tmp_path, monkeypatch, sharded):
+    """A cluster's nodes: HF_HUB_OFFLINE, everything fetched before. Files that a model never had are no error."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
+    commit = '0123456789' * 4
+    shutil.copytree(model_folder('DiT', sharded), tmp_path / 'models--me--dit' / 'snapshots' / commit)
+    shutil.copytree(model_folder('DiT') / 'vae', tmp_path / 'models--me--vae' / 'snapshots' / commit)
+    for name in ('dit', 'vae'):
+        (tmp_path / f'models--me--{name}' / 'refs').mkdir()
+        (tmp_path / f'models--me--{name}' / 'refs' / 'main').write_text(commit)
+    identity = load(model_folder('DiT')).identity
+    assert load('me/dit').identity == identity
+    assert load('me/dit', vae='me/vae').identity == identity
+
+
 def test_a_folder_of_another_family(model_folder):
-    with pytest.raises(InputError, match="holds a 'DiTTransformer2DModel', which is not of family SD3"):
+    with pytest.raises(InputError, match=r"holds a 'DiTTransformer2DModel', which is not of family SD3"):
         load(model_folder('DiT'), 'SD3')
-    with pytest.raises(InputError, match="holds a 'SD3Transformer2DModel', which is not of family DiT"):
+    with pytest.raises(InputError, match=r"holds a 'SD3Transformer2DModel', which is not of family DiT"):
         load(model_folder('SD3'), 'DiT')
 
 
@@ -235,7 +251,9 @@ def test_a_missing_tensor(broken):
     tensors = load_file(broken / FILE)
     del tensors['transformer_blocks.0.attn1.to_k.bias']
     save_file(tensors, broken / FILE)
-    with pytest.raises(InputError, match=r"lacks 1 of \d+ tensors, the first is 'transformer_blocks.0.attn1.to_k.bias'"):
+    with pytest.raises(
+        InputError, match=r"lacks 1 of \d+ tensors, the first is 'transformer_blocks.0.attn1.to_k.bias'"
+    ):
         load(broken)
 
 
@@ -265,13 +283,13 @@ def test_an_index_that_walks_out_of_its_folder(model_folder, tmp_path):
 
 def test_a_config_that_is_not_json(broken):
     (broken / 'transformer/config.json').write_text('{"num_layers": ')
-    with pytest.raises(InputError, match='config.json is not valid JSON'):
+    with pytest.raises(InputError, match=r'config.json is not valid JSON'):
         load(broken)
 
 
 def test_a_folder_without_a_vae(broken):
     shutil.rmtree(broken / 'vae')
-    with pytest.raises(InputError, match="has no vae/: name one with vae='...', or set latent='pixels'"):
+    with pytest.raises(InputError, match=r"has no vae/: name one with vae='...', or set latent='pixels'"):
         load(broken)
 
 
@@ -279,29 +297,35 @@ def test_a_vae_of_its_own(broken, model_folder, tmp_path):
     shutil.move(broken / 'vae', tmp_path / 'my-vae')
     model = load(broken, vae=tmp_path / 'my-vae')
     assert model.identity == load(model_folder('DiT')).identity
-    with pytest.raises(InputError, match='the latent has 16 channels; DiT expects 4'):
+    with pytest.raises(InputError, match=r'the latent has 16 channels; DiT expects 4'):
         load(broken, vae=model_folder('SD3'))
 
 
-@pytest.mark.parametrize('fields,message', [
-    (dict(type='Flux'), "diffusion.type='Flux' is not known; choose from: SD3, DiT, SiT"),
-    (dict(type='DiT'), 'pretrained=None, arch=None: give exactly one of them'),
-    (dict(type='DiT', arch='huge'), "arch='huge' is not known; choose from: dit-s/2-256"),
-    (dict(type='DiT', arch='dit-s/2-256', dtype='int8'), "dtype='int8' is not known; choose from: float32"),
-    (dict(type='DiT', arch='dit-s/2-256', latent='jpeg'), "latent='jpeg' is not known; choose from: auto, vae"),
-    (dict(type='DiT', arch='dit-s/2-256', sigma=1), "field of diffusion='sigma' is not known; choose from: type"),
-    (dict(arch='dit-s/2-256'), 'diffusion has no type; choose from: SD3, DiT, SiT'),
-])
+@pytest.mark.parametrize(
+    'fields,message',
+    [
+        (dict(type='Flux'), "diffusion.type='Flux' is not known; choose from: SD3, DiT, SiT"),
+        (dict(type='DiT'), 'pretrained=None, arch=None: give exactly one of them'),
+        (dict(type='DiT', arch='huge'), "arch='huge' is not known; choose from: dit-s/2-256"),
+        (dict(type='DiT', arch='dit-s/2-256', dtype='int8'), "dtype='int8' is not known; choose from: float32"),
+        (dict(type='DiT', arch='dit-s/2-256', latent='jpeg'), "latent='jpeg' is not known; choose from: auto, vae"),
+        (dict(type='DiT', arch='dit-s/2-256', sigma=1), "field of diffusion='sigma' is not known; choose from: type"),
+        (dict(arch='dit-s/2-256'), 'diffusion has no type; choose from: SD3, DiT, SiT'),
+    ],
+)
 def test_fields_are_checked(fields, message):
     with pytest.raises(InputError, match=message):
         DiffusionSpec.from_dict(fields)
 
 
-@pytest.mark.parametrize('fields,message', [
-    (dict(type='DiT', shift=3.0), 'shift=3.0 is not valid for DiT'),
-    (dict(type='SiT', shift=-1), 'shift=-1 is not valid: give a number above 0'),
-    (dict(type='SiT', prompt='zeros'), "prompt='zeros': SiT is class-conditional and takes no prompt"),
-])
+@pytest.mark.parametrize(
+    'fields,message',
+    [
+        (dict(type='DiT', shift=3.0), 'shift=3.0 is not valid for DiT'),
+        (dict(type='SiT', shift=-1), 'shift=-1 is not valid: give a number above 0'),
+        (dict(type='SiT', prompt='zeros'), "prompt='zeros': SiT is class-conditional and takes no prompt"),
+    ],
+)
 def test_fields_that_do_not_fit_the_family(fields, message):
     arch = dict(num_layers=2, num_attention_heads=2, attention_head_dim=8, sample_size=8, in_channels=3)
     with pytest.raises(InputError, match=message):

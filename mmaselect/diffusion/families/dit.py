@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmaselect.diffusion.family import PROJECTIONS, Family, merge_heads, modulate, normalise, project, unused_projections
+from mmaselect.diffusion.family import (
+    PROJECTIONS,
+    Family,
+    merge_heads,
+    modulate,
+    normalise,
+    project,
+    unused_projections,
+)
 from mmaselect.diffusion.noise import DDPM, ForwardProcess
 from mmaselect.errors import InputError
 
@@ -57,7 +65,7 @@ class DiT(Family):
 
     @classmethod
     def model_class(cls) -> type[nn.Module]:
-        """diffusers' DiT."""
+        """Diffusers' DiT."""
         from diffusers import DiTTransformer2DModel
 
         return DiTTransformer2DModel
@@ -139,7 +147,7 @@ class DiT(Family):
     def run_block(
         self, block: nn.Module, tokens: Tensor, context: Condition, wanted: frozenset[str], last: bool
     ) -> tuple[Tensor, Condition, dict[str, Tensor]]:
-        """diffusers' ``BasicTransformerBlock`` with ``ada_norm_zero``, readable on the way."""
+        """Diffusers' ``BasicTransformerBlock`` with ``ada_norm_zero``, readable on the way."""
         attends = not last or bool(wanted & {'attention', 'output'})
         normed, gate, shift_mlp, scale_mlp, gate_mlp = block.norm1(
             tokens, context.timestep, context.label, hidden_dtype=tokens.dtype

@@ -99,7 +99,7 @@ class SD3(Family):
 
     @classmethod
     def model_class(cls) -> type[nn.Module]:
-        """diffusers' MM-DiT."""
+        """Diffusers' MM-DiT."""
         from diffusers import SD3Transformer2DModel
 
         return SD3Transformer2DModel
@@ -140,7 +140,7 @@ class SD3(Family):
     def run_block(
         self, block: nn.Module, tokens: Tensor, context: Stream, wanted: frozenset[str], last: bool
     ) -> tuple[Tensor, Stream, dict[str, Tensor]]:
-        """diffusers' ``JointTransformerBlock``, readable on the way."""
+        """Diffusers' ``JointTransformerBlock``, readable on the way."""
         attends = not last or bool(wanted & {'attention', 'output'})
         embedding = context.embedding
         normed, gate, shift_mlp, scale_mlp, gate_mlp, *dual = block.norm1(tokens, emb=embedding)

@@ -1,0 +1,230 @@
+"""``ASelectDiT`` as a toolbox sees it."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from conftest import TINY
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS
+from mmengine.runner.checkpoint import get_state_dict, load_state_dict
+from torch import nn
+
+from mmaselect import ASelectDiT
+from mmaselect.backbones.aselect import IMAGENET_MEAN, IMAGENET_STD
+from mmaselect.errors import InputError
+
+PIXELS = dict(
+    type='SiT',
+    arch=dict(num_layers=3, num_attention_heads=2, attention_head_dim=8, sample_size=8, in_channels=3),
+    latent='pixels',
+)
+
+
+def build(**fields):
+    return ASelectDiT(**{**dict(diffusion=PIXELS, block=1, timestep=100), **fields})
+
+
+def images(batch=2, height=8, width=8):
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize('scope', ('mmengine', 'mmpretrain', 'mmseg'))
+def test_it_resolves_from_every_scope(scope):
+    import importlib
+
+    registry = MODELS if scope == 'mmengine' else importlib.import_module(f'{scope}.registry').MODELS
+    assert isinstance(registry.build(dict(type='ASelectDiT', diffusion=PIXELS, block=1, timestep=1)), ASelectDiT)
+
+
+def test_maps_are_a_tuple_in_the_order_of_the_config():
+    backbone = build(block=[2, 0], component=['query', 'output'])
+    maps = backbone(images(height=8, width=12))
+    assert isinstance(maps, tuple)
+    assert [tuple(value.shape) for value in maps] == [(2, 16, 4, 6)] * 4
+    assert backbone.out_channels == (16,) * 4
+    for value, (block, component) in zip(maps, ((2, 'query'), (2, 'output'), (0, 'query'), (0, 'output')), strict=True):
+        single = build(block=block, component=component)(images(height=8, width=12))[0]
+        torch.testing.assert_close(value, single, rtol=1e-5, atol=1e-6)
+
+
+def test_one_block_can_feed_several_levels():
+    maps = build(block=[1, 1, 1, 1])(images())
+    assert len(maps) == 4
+    assert all(torch.equal(value, maps[0]) for value in maps)
+
+
+def test_channels_are_known_without_weights(model_folder):
+    with torch.device('meta'):
+        backbone = MODELS.build(
+            dict(type='ASelectDiT', diffusion=dict(type='SD3', arch='sd3.5-large', latent='vae'), block=[9, 20])
+        )
+    assert (backbone.out_channels, backbone.stride) == ((2432, 2432), 16)
+    with pytest.raises(InputError, match='ASelectDiT was built on the meta device'):
+        backbone.diffusion  # noqa: B018
+
+
+def test_nothing_of_the_frozen_model_can_be_trained_or_saved():
+    model = nn.Sequential(build(), nn.Conv2d(16, 2, 1))
+    assert [name for name, _ in model[0].named_parameters()] == []
+    assert [name for name, _ in model[0].named_buffers()] == []
+    wrapper = build_optim_wrapper(model, dict(optimizer=dict(type='AdamW', lr=0.1, weight_decay=0.1)))
+    trained = {id(parameter) for group in wrapper.optimizer.param_groups for parameter in group['params']}
+    assert trained == {id(parameter) for parameter in model[1].parameters()}
+    before = {name: value.clone() for name, value in model[0].diffusion.state_dict().items()}
+    model.train()
+    assert not model[0].diffusion.training
+    wrapper.update_params(model[1](model[0](images())[0]).square().mean())
+    assert all(torch.equal(value, before[name]) for name, value in model[0].diffusion.state_dict().items())
+    assert not model[0](images())[0].requires_grad
+    for state in (model.state_dict(), get_state_dict(model)):
+        assert set(state) == {'0.timestep', '0.frozen_id', '1.weight', '1.bias'}
+
+
+def test_an_average_of_weights_shares_the_frozen_model_and_a_later_choice():
+    from mmengine.model import ExponentialMovingAverage
+
+    model = nn.Sequential(build(timestep='auto'), nn.Conv2d(16, 2, 1))
+    average = ExponentialMovingAverage(model)
+    model[0].set_timestep(250)
+    average.update_parameters(model)
+    assert average.module[0].diffusion is model[0].diffusion
+    assert average.module.state_dict()['0.timestep'] == 250
+    assert len(list(average.module.parameters())) == 2
+    copied = copy.deepcopy(model)
+    assert torch.equal(copied[0](images())[0], model[0](images())[0])
+
+
+def test_a_checkpoint_brings_its_timestep():
+    source, target = build(timestep='auto'), build(timestep='auto')
+    assert math.isnan(source.state_dict()['timestep'])
+    source.set_timestep(37.5)
+    for load in (target.load_state_dict, lambda state: load_state_dict(target, state, strict=True)):
+        target._frozen.timestep = None
+        load(source.state_dict())
+        assert target.timestep == 37.5
+    state = source.state_dict()
+    target.load_state_dict(state)
+    assert set(state) == {'timestep', 'frozen_id'}
+
+
+def test_a_checkpoint_of_other_frozen_weights_is_refused():
+    other = build(diffusion=dict(PIXELS, seed=1))
+    with pytest.raises(InputError, match=r'trained on frozen weights [0-9a-f]{12}, but [0-9a-f]{12} are in memory'):
+        build().load_state_dict(other.state_dict())
+    with pytest.raises(InputError, match='diffusion, block, component and prompt must be those of its training'):
+        load_state_dict(build(), build(block=2).state_dict())
+
+
+def test_a_checkpoint_of_another_timestep_is_refused():
+    with pytest.raises(InputError, match=r'timestep=50 in the config, but the checkpoint was trained at 100: set'):
+        build(timestep=50).load_state_dict(build().state_dict())
+
+
+def test_features_do_not_depend_on_the_batch():
+    for noise in ('fixed', 'fresh'):
+        backbone = build(noise=noise, timestep=600).eval()
+        together = backbone(images(5))[0]
+        for index in (0, 3):
+            alone = backbone(images(5)[index : index + 1])[0]
+            torch.testing.assert_close(alone[0], together[index], rtol=1e-5, atol=1e-6)
+        order = torch.tensor([4, 2, 0, 1, 3])
+        torch.testing.assert_close(backbone(images(5)[order])[0], together[order], rtol=1e-5, atol=1e-6)
+
+
+def test_noise_in_training_and_evaluation():
+    x = images(1).expand(2, -1, -1, -1)
+    fixed = build(noise='fixed', timestep=600)
+    fresh = build(noise='fresh', timestep=600)
+    assert torch.equal(fixed.train()(x)[0], fixed.eval()(x)[0])
+    torch.testing.assert_close(*fixed(x)[0])
+    first, second = fresh.train()(x)[0], fresh.train()(x)[0]
+    assert not torch.allclose(first, second, atol=0.01)
+    assert not torch.allclose(first[0], first[1], atol=0.01)
+    torch.testing.assert_close(fresh.eval()(x)[0], fresh.eval()(x)[0])
+    # Own noise per image: two images get two noises, which a constant feature offset would hide.
+    a, b = torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.01)
+    assert not torch.allclose(fresh(a)[0], fresh(b)[0], atol=0.05)
+    assert torch.allclose(fixed(a)[0], fixed(b)[0], atol=0.05)
+    assert not torch.allclose(build(noise_seed=1, timestep=600)(x)[0], fixed(x)[0], atol=0.01)
+
+
+def test_the_normalisation_is_undone():
+    pixels = torch.randint(0, 256, (1, 3, 8, 8)).float()
+    normalised = (pixels - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    expected = pixels / 127.5 - 1
+    torch.testing.assert_close(build().to_unit_range(normalised), expected, rtol=0, atol=1e-5)
+    plain = build(mean=(0, 0, 0), std=(1, 1, 1))
+    torch.testing.assert_close(plain.to_unit_range(pixels), expected, rtol=0, atol=1e-6)
+
+
+def test_sizes_between_patches_are_padded():
+    backbone = build()
+    assert backbone(images(height=9, width=11))[0].shape == (2, 16, 5, 6)
+    padded = backbone.to_unit_range(images(height=9, width=11))
+    assert padded.shape == (2, 3, 10, 12)
+    assert torch.equal(padded[..., 9, :], padded[..., 8, :])
+
+
+def test_an_image_smaller_than_a_patch():
+    with pytest.raises(InputError, match='an image of 1x8 is smaller than one patch: this model needs at least 2x2'):
+        build()(images(height=1))
+
+
+def test_a_timestep_that_nobody_chose():
+    with pytest.raises(InputError, match=r"timestep='auto', but nothing has chosen one: add dict\(type='TimestepSelec"):
+        build(timestep='auto')(images())
+
+
+@pytest.mark.parametrize(
+    'fields,message',
+    [
+        (dict(timestep=1001), r'timestep=1001 is not a timestep: give a number from 0 \(clean\) to 1000'),
+        (dict(timestep='best'), "timestep='best' is not valid: give a number from 0 to 1000, or 'auto'"),
+        (dict(block=3), 'block=3 is out of range: the model has 3 blocks, 0 to 2'),
+        (dict(block=-1), 'block=-1 is out of range'),
+        (
+            dict(component='q'),
+            "component='q' is not known; choose from: modulated, query, key, value, attention, output",
+        ),
+        (dict(noise='none'), "noise='none' is not known; choose from: fixed, fresh"),
+        (dict(std=(1, 0, 1)), 'give three numbers each, std above 0'),
+        (dict(diffusion=dict(type='UNet')), "diffusion.type='UNet' is not known; choose from: SD3, DiT, SiT"),
+    ],
+)
+def test_arguments_are_checked(fields, message):
+    with pytest.raises(InputError, match=message):
+        build(**fields)
+
+
+def test_to_moves_the_frozen_model_along():
+    backbone = build().to(torch.float64)
+    assert next(backbone.diffusion.parameters()).dtype == torch.float64
+
+
+def test_amp_computes_the_frozen_part_in_its_own_precision_only_if_that_is_float32():
+    exact = build()(images())[0]
+    seen = []
+    for dtype in ('float32', 'bfloat16'):
+        backbone = build(diffusion=dict(PIXELS, dtype=dtype))
+        layer = backbone.diffusion.family.transformer.transformer_blocks[1].attn1.to_q
+        handle = layer.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+        outside = backbone(images())[0]
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            inside = backbone(images())[0]
+        handle.remove()
+        assert inside.dtype == outside.dtype == torch.float32
+        assert (inside - exact).norm() / exact.norm() < 0.03
+        if dtype == 'bfloat16':
+            assert torch.equal(inside, outside)
+    assert seen == [torch.float32, torch.bfloat16, torch.bfloat16, torch.bfloat16]
+
+
+def test_sd3_from_image_to_map(model_folder):
+    backbone = ASelectDiT(dict(type='SD3', pretrained=model_folder('SD3.5-medium')), block=2, timestep=200)
+    assert (backbone.stride, backbone.out_channels) == (16, (TINY['SD3']['num_attention_heads'] * 16,))
+    assert backbone(images(height=64, width=96))[0].shape == (2, 64, 4, 6)
+    assert 'SD3, block=2' in repr(backbone)

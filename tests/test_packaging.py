@@ -1,0 +1,83 @@
+"""What a user gets from ``pip install``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    """A wheel built from a copy of the source, so that links of a development install stay as they are."""
+    source = tmp_path_factory.mktemp('source') / 'mmaselect'
+    skip = shutil.ignore_patterns('.git', '.venv', '.mim', '__pycache__', 'work_dirs', 'data', 'build', '*.egg-info')
+    shutil.copytree(ROOT, source, ignore=skip)
+    out = tmp_path_factory.mktemp('wheel')
+    done = subprocess.run(
+        [sys.executable, '-m', 'pip', 'wheel', str(source), '--no-deps', '--no-build-isolation', '-w', str(out)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (file,) = out.glob('*.whl')
+    return file
+
+
+def test_the_wheel_holds_configs_tools_and_the_embedded_model(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder in ('configs', 'tools'):
+        expected = {
+            f'mmaselect/.mim/{folder}/{path.relative_to(ROOT / folder)}'
+            for path in (ROOT / folder).rglob('*')
+            if path.is_file() and '__pycache__' not in path.parts
+        }
+        assert len(expected) > 8
+        assert expected <= names
+    model = 'mmaselect/assets/dit-nano_digits/transformer'
+    assert {f'{model}/config.json', f'{model}/diffusion_pytorch_model.safetensors'} <= names
+    assert not [name for name in names if name.startswith('tests')]
+    size = zipfile.ZipFile(wheel).getinfo(f'{model}/diffusion_pytorch_model.safetensors').file_size
+    assert size < 8e6
+
+
+def test_a_plain_install_finds_them(wheel, tmp_path):
+    target = tmp_path / 'site'
+    subprocess.run(
+        [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', str(target), str(wheel)], check=True
+    )
+    (tmp_path / 'user.py').write_text("_base_ = ['mmaselect::_base_/models/sd35-medium.py']\n")
+    code = f"""
+import mmaselect
+assert mmaselect.__file__.startswith({str(target)!r}), mmaselect.__file__
+from mmengine.config import Config
+from mmengine.utils import get_installed_path
+print(Config.fromfile({str(tmp_path / 'user.py')!r}).model.backbone.type)
+print(get_installed_path('mmaselect'))
+"""
+    environment = {**os.environ, 'PYTHONPATH': str(target)}
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.splitlines() == ['ASelectDiT', str(target / 'mmaselect')], done.stderr
+
+
+def test_no_mmcv_is_forced_on_anyone(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith('.dist-info/METADATA')]
+        lines = archive.read(name).decode().splitlines()
+    required = [line for line in lines if line.startswith('Requires-Dist:') and 'extra ==' not in line]
+    assert required
+    assert not [line for line in required if 'mmcv' in line]
+    assert 'Requires-Dist: setuptools<81' in required
+
+
+def test_the_installed_versions_are_those_of_the_constraints():
+    """``make`` must have installed the set that is said to work together."""
+    for line in (ROOT / 'requirements/constraints.txt').read_text().splitlines():
+        if line and not line.startswith('#'):
+            name, version = line.split('==')
+            assert metadata.version(name).split('+')[0] == version, name

@@ -1,0 +1,107 @@
+"""Other people's projects: mmpretrain's own installed tools, unmodified, on configs with our backbone and hook."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, SHARED_DATA, run_tool
+
+
+def mmpretrain_tool(name):
+    import mmpretrain
+
+    return Path(mmpretrain.__file__).parent / '.mim' / 'tools' / name
+
+
+@pytest.fixture(scope='module')
+def miniature_cub(tmp_path_factory):
+    """Twelve random images of three species in the official layout of CUB-200-2011."""
+    root = tmp_path_factory.mktemp('cub')
+    lines = {'images': [], 'image_class_labels': [], 'train_test_split': []}
+    for index in range(1, 13):
+        species = (index - 1) % 3 + 1
+        name = f'{species:03d}.Species/{index:04d}.jpg'
+        path = root / 'images' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(index).integers(0, 256, (80, 100, 3), np.uint8)
+        cv2.imwrite(str(path), cv2.blur(noise, (2 * species, 2 * species)))
+        lines['images'].append(f'{index} {name}')
+        lines['image_class_labels'].append(f'{index} {species}')
+        lines['train_test_split'].append(f'{index} {int(index <= 6)}')
+    for name, content in lines.items():
+        (root / f'{name}.txt').write_text('\n'.join(content) + '\n')
+    return root
+
+
+def data_options(root, epochs=1):
+    return [
+        *(f'{split}_dataloader.dataset.data_root={root}' for split in ('train', 'val', 'test')),
+        *(f'{split}_dataloader.num_workers=0' for split in ('train', 'val', 'test')),
+        # mmpretrain's tools switch this on, which torch refuses without workers.
+        *(f'{split}_dataloader.persistent_workers=False' for split in ('train', 'val', 'test')),
+        f'train_cfg.max_epochs={epochs}',
+        'custom_hooks.0.num_images=4',
+        'custom_hooks.0.timesteps=[0,500]',
+    ]
+
+
+def small_sd3(folder):
+    """Settings that put a miniature of SD3.5-medium in the place of the real one."""
+    return [
+        f'model.backbone.diffusion.pretrained={folder}',
+        'model.backbone.diffusion.dtype=float32',
+        'model.backbone.block=2',
+        'model.head.in_channels=64',
+        *(f'{split}_dataloader.dataset.pipeline.1.scale=72' for split in ('train', 'val', 'test')),
+        *(f'{split}_dataloader.dataset.pipeline.2.crop_size=64' for split in ('train', 'val', 'test')),
+    ]
+
+
+def test_the_cub_config_by_mmpretrains_own_tools(miniature_cub, model_folder, tmp_path):
+    config = ROOT / 'configs/classification/sd35-medium_linear_8xb8-100e_cub-384px.py'
+    options = [
+        '--cfg-options', *data_options(miniature_cub), *small_sd3(model_folder('SD3.5-medium')),
+        'model.neck.1.input_features=64',
+    ]  # fmt: skip
+    done = run_tool(mmpretrain_tool('train.py'), config, '--work-dir', tmp_path, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    selection = json.loads((tmp_path / 'selection.json').read_text())
+    assert selection['criterion'] == {'type': 'HighFrequencyRatio', 'sigma': 0.25}
+    assert (selection['block'], selection['component'], selection['num_images']) == (2, 'query', 4)
+    assert re.search(r'Epoch\(val\) \[1\].*accuracy/top1', done.stdout)
+    done = run_tool(mmpretrain_tool('test.py'), config, tmp_path / 'epoch_1.pth', '--work-dir', tmp_path, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'accuracy/top1' in done.stdout
+
+
+def test_the_readme_s_change_to_a_project_of_ones_own(miniature_cub, model_folder, tmp_path):
+    readme = (ROOT / 'README.md').read_text()
+    (change,) = (block for block in re.findall(r'```python\n(.*?)```', readme, re.DOTALL) if 'custom_hooks' in block)
+    config = tmp_path / 'mine.py'
+    config.write_text(f"_base_ = ['mmpretrain::resnet/resnet50_8xb8_cub.py']\n{change}")
+    options = ['--cfg-options', *data_options(miniature_cub), *small_sd3(model_folder('SD3.5-medium'))]
+    done = run_tool(mmpretrain_tool('train.py'), config, '--work-dir', tmp_path / 'out', *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / 'out/selection.json').exists()
+    assert 'accuracy/top1' in done.stdout
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f'needs real photographs in {SHARED_DATA}')
+def test_real_birds(tmp_path):
+    """CUB's own files and photographs; random weights, because only the way through is tested."""
+    arch = 'num_layers=3 num_attention_heads=4 attention_head_dim=36 in_channels=3 sample_size=32 patch_size=4'
+    options = [
+        *data_options(SHARED_DATA / 'CUB_200_2011_subset'),
+        'model.backbone.diffusion.pretrained=None',
+        *(f'model.backbone.diffusion.arch.{field}' for field in arch.split()),
+    ]
+    config = ROOT / 'configs/classification/dit-micro_linear_bs64-100e_cub-32px.py'
+    done = run_tool('train.py', config, '--work-dir', tmp_path, '--cfg-options', *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r'Epoch\(train\)\s+\[1\]\[15/15\]', done.stdout), done.stdout[-3000:]
+    assert re.search(r'Epoch\(val\) \[1\]\[15/15\].*accuracy/top1', done.stdout)

@@ -1,0 +1,240 @@
+"""The tools as users run them: real processes on small real data."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, error_line, run_tool
+
+CONFIG = ROOT / 'configs/demo/dit-nano_linear_bs64-20e_digits-16px.py'
+EPOCHS = re.compile(r'Epoch\(train\)\s+\[\s*(\d+)\]')
+
+
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory):
+    """150 training and 60 test digits in mmpretrain's folder layout."""
+    import shutil
+
+    full, folder = tmp_path_factory.mktemp('digits'), tmp_path_factory.mktemp('few')
+    done = run_tool('dataset_converters/prepare_digits.py', full)
+    assert done.returncode == 0, done.stderr
+    assert '1200 training and 597 test images' in done.stdout
+    assert len(list(full.glob('train/*/*.png'))) == 1200
+    for split, count in (('train', 15), ('test', 6)):
+        for digit in range(10):
+            (folder / split / str(digit)).mkdir(parents=True)
+            for file in sorted((full / split / str(digit)).iterdir())[:count]:
+                shutil.copy(file, folder / split / str(digit))
+    return folder
+
+
+def options(data, **more):
+    """``--cfg-options`` that make the demo's config short."""
+    values = {f'{split}_dataloader.dataset.data_root': data for split in ('train', 'val', 'test')}
+    values |= {
+        'custom_hooks.0.timesteps': '[0,400,900]',
+        'custom_hooks.0.num_images': 40,
+        'custom_hooks.0.batch_size': 16,
+        'train_cfg.max_epochs': 3,
+        'train_cfg.val_interval': 1,
+        'train_dataloader.batch_size': 8,
+        'default_hooks.logger.interval': 1,
+        **more,
+    }
+    return ['--cfg-options', *(f'{key}={value}' for key, value in values.items())]
+
+
+@pytest.fixture(scope='module')
+def trained(digits, tmp_path_factory):
+    """One finished training run: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp('run')
+    done = run_tool('train.py', CONFIG, '--work-dir', folder, *options(digits))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def accuracies(text):
+    return [float(value) for value in re.findall(r'accuracy/top1: ([\d.]+)', text)]
+
+
+def test_training_selects_trains_and_saves_little(trained):
+    folder, printed = trained
+    selection = json.loads((folder / 'selection.json').read_text())
+    for key in ('timestep', 'block', 'component', 'criterion', 'timesteps', 'scores', 'num_images',
+                'block_evaluations', 'seconds', 'versions', 'seed'):  # fmt: skip
+        assert key in selection
+    assert selection['timesteps'] == [0, 400, 900]
+    # Three criteria, two noises, three blocks up to block 2.
+    assert len(selection['scores']) == 3
+    assert selection['block_evaluations'] == 40 * 3 * 2 * 3
+    assert selection['encoder_runs'] == 40
+    # The nano DiT: plain HFR follows the noise, its noise-consistent form the image.
+    assert selection['timestep'] == selection['choices']['centred noise-consistent HFR (sigma 0.25)'] == 0
+    assert selection['choices']['HFR (sigma 0.25)'] > 0
+    assert 'The criteria DISAGREE' in printed
+    assert 'selected timestep 0 by centred noise-consistent HFR' in printed
+    assert (folder / 'selection.png').read_bytes().startswith(b'\x89PNG')
+
+    checkpoint = torch.load(folder / 'epoch_3.pth', weights_only=True)
+    backbone = {key: value for key, value in checkpoint['state_dict'].items() if key.startswith('backbone')}
+    assert set(backbone) == {'backbone.timestep', 'backbone.frozen_id'}
+    assert backbone['backbone.timestep'] == 0
+    assert (folder / 'epoch_3.pth').stat().st_size < 200_000
+    # 150 images in 3 epochs are enough to be far from the 10 % of chance.
+    assert accuracies(printed)[-1] > 40
+    assert not [path for path in folder.rglob('*') if '.tmp' in path.name]
+
+
+def test_scores_go_to_the_visualizer(trained):
+    folder, _ = trained
+    (scalars,) = folder.glob('*/vis_data/scalars.json')
+    logged = [json.loads(line) for line in scalars.read_text().splitlines()]
+    curve = [entry['selection/HFR (sigma 0.25)'] for entry in logged if 'selection/HFR (sigma 0.25)' in entry]
+    assert curve == pytest.approx(json.loads((folder / 'selection.json').read_text())['scores']['HFR (sigma 0.25)'])
+    assert list(folder.glob('*/vis_data/vis_image/selection_*.png'))
+
+
+def test_testing_uses_the_stored_choice(trained, digits, tmp_path):
+    folder, printed = trained
+    out = tmp_path / 'metrics.json'
+    done = run_tool(
+        'test.py', CONFIG, folder / 'epoch_3.pth', '--work-dir', tmp_path, '--out', out, '--out-item', 'metrics',
+        *options(digits),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(out.read_text())['accuracy/top1'] == pytest.approx(accuracies(printed)[-1], abs=1e-4)
+    assert 'selecting the timestep' not in done.stdout
+    assert not (tmp_path / 'selection.json').exists()
+
+
+def test_a_checkpoint_over_other_frozen_weights(trained, digits, tmp_path):
+    folder, _ = trained
+    done = run_tool(
+        'test.py', CONFIG, folder / 'epoch_3.pth', '--work-dir', tmp_path,
+        *options(digits, **{'model.backbone.block': 3}),
+    )  # fmt: skip
+    assert re.search(r'trained on frozen weights [0-9a-f]{12}, but [0-9a-f]{12} are in memory', error_line(done))
+
+
+def start_and_kill(command, ready, timeout=180):
+    """Starts a process of its own group and ends it by SIGKILL as soon as ``ready()``."""
+    env = {**os.environ, 'OMP_NUM_THREADS': '2'}
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + timeout
+    try:
+        while not ready():
+            assert process.poll() is None, process.stdout.read()[-3000:]
+            assert time.monotonic() < deadline, 'the run never came so far'
+            time.sleep(0.05)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_resuming_after_sigkill(digits, tmp_path):
+    command = ['train.py', CONFIG, '--work-dir', tmp_path, *options(digits, **{'train_cfg.max_epochs': 6})]
+    first = tmp_path / 'epoch_2.pth'
+    start_and_kill([ROOT / 'tools' / command[0], *command[1:]], first.exists)
+    selection = (tmp_path / 'selection.json').read_bytes()
+    latest = int(re.search(r'epoch_(\d+)', (tmp_path / 'last_checkpoint').read_text())[1])
+    done = run_tool(*command, '--resume')
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'timestep 0 comes with the checkpoint: nothing to select' in done.stdout
+    assert 'selecting the timestep' not in done.stdout
+    assert (tmp_path / 'selection.json').read_bytes() == selection
+    assert int(EPOCHS.search(done.stdout)[1]) == latest + 1
+    assert (tmp_path / 'epoch_6.pth').exists()
+
+
+def test_resuming_after_sigkill_between_selection_and_the_first_checkpoint(digits, tmp_path):
+    command = ['train.py', CONFIG, '--work-dir', tmp_path, *options(digits)]
+    start_and_kill([ROOT / 'tools' / command[0], *command[1:]], (tmp_path / 'selection.json').exists)
+    (tmp_path / 'last_checkpoint').unlink(missing_ok=True)
+    for checkpoint in tmp_path.glob('*.pth'):
+        checkpoint.unlink()
+    selection = (tmp_path / 'selection.json').read_bytes()
+    done = run_tool(*command, '--resume')
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'timestep 0 was selected before the interruption' in done.stdout
+    assert 'selecting the timestep' not in done.stdout
+    assert (tmp_path / 'selection.json').read_bytes() == selection
+    assert (tmp_path / 'epoch_3.pth').exists()
+
+
+def test_selecting_without_training(digits, tmp_path, trained):
+    done = run_tool(
+        'select_timestep.py', CONFIG, '--work-dir', tmp_path, '--timesteps', '0', '400', '900', '--criterion',
+        'FisherScore', '--num-images', '40', *options(digits),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    selection = json.loads((tmp_path / 'selection.json').read_text())
+    assert selection['criterion'] == {'type': 'FisherScore'}
+    assert f'timestep {selection["timestep"]:g} -> {tmp_path}/selection.json' in done.stdout
+    assert selection['scores']['Fisher Score (labels)'][0] > selection['scores']['Fisher Score (labels)'][2] > 0
+    # The criteria that both runs computed agree to the last digit.
+    before = json.loads((trained[0] / 'selection.json').read_text())['scores']
+    shared = set(before) & set(selection['scores'])
+    assert len(shared) == 3
+    assert {label: selection['scores'][label] for label in shared} == {label: before[label] for label in shared}
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_two_processes_choose_as_one(digits, tmp_path, trained):
+    environment = {**os.environ, 'PORT': '29617', 'OMP_NUM_THREADS': '1',
+                   'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}  # fmt: skip
+    # The config says nccl, as most do.
+    settings = {'train_cfg.max_epochs': 1}
+    done = subprocess.run(
+        ['bash', str(ROOT / 'tools/dist_train.sh'), str(CONFIG), '2', '--work-dir', str(tmp_path),
+         *map(str, options(digits, **settings))],
+        capture_output=True, text=True, timeout=300, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone = json.loads((trained[0] / 'selection.json').read_text())
+    together = json.loads((tmp_path / 'selection.json').read_text())
+    assert (alone['world_size'], together['world_size']) == (1, 2)
+    for key in ('timestep', 'num_images', 'block_evaluations', 'encoder_runs', 'choices'):
+        assert together[key] == alone[key], key
+    for label, curve in alone['scores'].items():
+        assert together['scores'][label] == pytest.approx(curve, rel=1e-4)
+    assert (tmp_path / 'epoch_1.pth').exists()
+
+
+@pytest.mark.parametrize(
+    'script,arguments,expected',
+    [
+        (
+            'slurm_train.sh',
+            ['part', 'job', 'c.py', 'out', '--amp'],
+            ['c.py', '--work-dir=out', '--launcher=slurm', '--amp'],
+        ),
+        (
+            'slurm_test.sh',
+            ['part', 'job', 'c.py', 'a.pth', '--out', 'x y'],
+            ['c.py', 'a.pth', '--launcher=slurm', '--out', 'x y'],
+        ),
+    ],
+)
+def test_slurm_scripts_pass_their_arguments_on(tmp_path, script, arguments, expected):
+    (tmp_path / 'srun').write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done\n')
+    (tmp_path / 'srun').chmod(0o755)
+    environment = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'GPUS': '16'}
+    done = subprocess.run(
+        ['bash', str(ROOT / 'tools' / script), *arguments], capture_output=True, text=True, env=environment, check=True
+    )
+    words = done.stdout.splitlines()
+    assert words[:4] == ['-p', 'part', '--job-name=job', '--gres=gpu:8']
+    assert '--ntasks=16' in words
+    assert words[-len(expected) :] == expected
