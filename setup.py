@@ -29,17 +29,19 @@ def add_mim_extension():
         return
     target = ROOT / 'mmaselect' / '.mim'
     target.mkdir(exist_ok=True)
-    for name in ('configs', 'tools'):
+    for name in ('configs', 'tools', 'model-index.yml'):
         source, place = ROOT / name, target / name
         if not source.exists():
             # Building from an sdist, which holds the copies already.
             continue
-        if place.is_symlink():
+        if place.is_symlink() or place.is_file():
             place.unlink()
         elif place.is_dir():
             shutil.rmtree(place)
         if link:
-            place.symlink_to(os.path.relpath(source, target), target_is_directory=True)
+            place.symlink_to(os.path.relpath(source, target), target_is_directory=source.is_dir())
+        elif source.is_file():
+            shutil.copy(source, place)
         else:
             shutil.copytree(source, place, ignore=shutil.ignore_patterns('__pycache__'))
 

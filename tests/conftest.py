@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -129,7 +131,7 @@ def error_line(done):
 
 
 @pytest.fixture
-def call_tool(capsys, monkeypatch):
+def call_tool(monkeypatch):
     """Returns a function that runs a tool in this process, which saves the seconds of a start.
 
     It gives what :func:`run_tool` gives. Runs that succeed are better made in a process of their own: a runner leaves
@@ -138,14 +140,15 @@ def call_tool(capsys, monkeypatch):
     import runpy
 
     def call(tool, *args):
-        capsys.readouterr()
         monkeypatch.setattr(sys, 'argv', [str(tool), *map(str, args)])
+        # Not pytest's capture: loggers keep the stream they were made with, and that one is closed after each test.
+        out, err = io.StringIO(), io.StringIO()
         code = 0
         try:
-            runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
         except SystemExit as stop:
             code = stop.code or 0
-        printed = capsys.readouterr()
-        return subprocess.CompletedProcess(args, code, printed.out, printed.err)
+        return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
     return call

@@ -61,7 +61,9 @@ print(Config.fromfile({str(tmp_path / 'user.py')!r}).model.backbone.type)
 print(get_installed_path('mmaselect'))
 """
     environment = {**os.environ, 'PYTHONPATH': str(target)}
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+    )
     assert done.stdout.splitlines() == ['ASelectDiT', str(target / 'mmaselect')], done.stderr
 
 
