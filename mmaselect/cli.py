@@ -96,6 +96,17 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--resume``, as every OpenMMLab tool that trains has it."""
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        type=str,
+        const='auto',
+        help='a checkpoint to resume from, or nothing for the latest one in the work directory',
+    )
+
+
 def merge_resume(cfg: Config, resume: str | None) -> None:
     """Merges ``--resume``: a checkpoint, ``'auto'`` for the latest one, or None.
 

@@ -69,10 +69,11 @@ def accuracies(text):
 def test_training_selects_trains_and_saves_little(trained):
     folder, printed = trained
     selection = json.loads((folder / 'selection.json').read_text())
-    for key in ('timestep', 'block', 'component', 'criterion', 'timesteps', 'scores', 'num_images',
+    for key in ('timestep', 'block', 'component', 'criterion', 'config', 'timesteps', 'scores', 'num_images',
                 'block_evaluations', 'seconds', 'versions', 'seed'):  # fmt: skip
         assert key in selection
     assert selection['timesteps'] == [0, 400, 900]
+    assert selection['config']['diffusion']['pretrained'] == 'mmaselect://dit-nano_digits'
     # Three criteria, two noises, three blocks up to block 2.
     assert len(selection['scores']) == 3
     assert selection['block_evaluations'] == 40 * 3 * 2 * 3
@@ -191,17 +192,20 @@ def test_selecting_without_training(digits, tmp_path, trained):
     assert not list(tmp_path.glob('*.pth'))
 
 
+def launch(script, *arguments):
+    """Runs ``dist_train.sh`` or ``dist_test.sh``, with the python of this environment first on the path."""
+    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    environment = {**os.environ, 'PORT': '29617', 'OMP_NUM_THREADS': '1', 'PATH': path}
+    command = ['bash', str(ROOT / 'tools' / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+
+
 def test_two_processes_choose_as_one(digits, tmp_path, trained):
-    environment = {**os.environ, 'PORT': '29617', 'OMP_NUM_THREADS': '1',
-                   'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}  # fmt: skip
-    # The config says nccl, as most do.
-    settings = {'train_cfg.max_epochs': 1}
-    done = subprocess.run(
-        ['bash', str(ROOT / 'tools/dist_train.sh'), str(CONFIG), '2', '--work-dir', str(tmp_path),
-         *map(str, options(digits, **settings))],
-        capture_output=True, text=True, timeout=300, env=environment, check=False,
-    )  # fmt: skip
+    # The config says nccl, as most do; the learning rate is for 64 images a step, here there are 2 x 8.
+    settings = options(digits, **{'train_cfg.max_epochs': 1})
+    done = launch('dist_train.sh', CONFIG, 2, '--work-dir', tmp_path, '--auto-scale-lr', *settings)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert 'LR is set based on batch size of 64 and the current batch size is 16' in done.stdout
     alone = json.loads((trained[0] / 'selection.json').read_text())
     together = json.loads((tmp_path / 'selection.json').read_text())
     assert (alone['world_size'], together['world_size']) == (1, 2)
@@ -209,7 +213,9 @@ def test_two_processes_choose_as_one(digits, tmp_path, trained):
         assert together[key] == alone[key], key
     for label, curve in alone['scores'].items():
         assert together['scores'][label] == pytest.approx(curve, rel=1e-4)
-    assert (tmp_path / 'epoch_1.pth').exists()
+    tested = launch('dist_test.sh', CONFIG, tmp_path / 'epoch_1.pth', 2, '--work-dir', tmp_path / 'test', *settings)
+    assert tested.returncode == 0, tested.stderr[-3000:]
+    assert accuracies(tested.stdout)[-1] == accuracies(done.stdout)[-1]
 
 
 @pytest.mark.parametrize(
@@ -218,12 +224,12 @@ def test_two_processes_choose_as_one(digits, tmp_path, trained):
         (
             'slurm_train.sh',
             ['part', 'job', 'c.py', 'out', '--amp'],
-            ['c.py', '--work-dir=out', '--launcher=slurm', '--amp'],
+            ['c.py', '--work-dir=out', '--amp', '--launcher=slurm'],
         ),
         (
             'slurm_test.sh',
             ['part', 'job', 'c.py', 'a.pth', '--out', 'x y'],
-            ['c.py', 'a.pth', '--launcher=slurm', '--out', 'x y'],
+            ['c.py', 'a.pth', '--out', 'x y', '--launcher=slurm'],
         ),
     ],
 )

@@ -129,6 +129,8 @@ def main():
 
     cfg = Config.fromfile(CONFIG)
     cfg.merge_from_dict(dict(option.split('=') for option in options))
+    # The solver of the probes rounds by the order of its samples.
+    cfg.train_dataloader.sampler.shuffle = False
     selection = Selection.from_dict(read_selection(work_dir / 'selection.json'))
     own, shared = (probe_accuracies(cfg, selection.sweep.timesteps, shared) for shared in (False, True))
     curve = work_dir / 'demo.png'

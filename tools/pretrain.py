@@ -7,13 +7,7 @@ from mmaselect import cli
 def parse_args():
     parser = cli.base_parser('Train a small diffusion transformer by flow matching')
     parser.add_argument('--out', help='folder to export to; default: export_dir of the config')
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        type=str,
-        const='auto',
-        help='a checkpoint to resume from, or nothing for the latest one in the work directory',
-    )
+    cli.add_resume(parser)
     return parser.parse_args()
 
 

@@ -6,13 +6,7 @@ from mmaselect import cli
 
 def parse_args():
     parser = cli.base_parser('Train a model')
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        type=str,
-        const='auto',
-        help='a checkpoint to resume from, or nothing for the latest one in the work directory',
-    )
+    cli.add_resume(parser)
     parser.add_argument('--amp', action='store_true', help='enable automatic mixed precision training')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
     parser.add_argument(

@@ -1,15 +1,12 @@
-# python tools/pretrain.py configs/pretrain/dit-micro_cub-32px.py --cfg-options train_dataloader.dataset.data_root=...
+# python tools/pretrain.py configs/pretrain/dit-micro_cub-32px.py
 _base_ = [
+    '../_base_/models/flow-matching.py',
     '../_base_/datasets/cub_bs64_32.py',
     '../_base_/schedules/flow_matching_3k.py',
     '../_base_/pretrain_runtime.py',
 ]
 
 model = dict(
-    type='FlowMatching',
-    data_preprocessor=dict(
-        type='mmpretrain.ClsDataPreprocessor', mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5], to_rgb=True
-    ),
     transformer=dict(
         num_layers=6,
         num_attention_heads=4,
@@ -18,7 +15,6 @@ model = dict(
         out_channels=3,
         sample_size=32,
         patch_size=4,
-        num_embeds_ada_norm=1,
     ),
 )
 export_dir = 'work_dirs/dit-micro_cub-32px/export'

@@ -1,16 +1,13 @@
 # python tools/dataset_converters/prepare_digits.py
 # python tools/pretrain.py configs/pretrain/dit-nano_digits.py
 _base_ = [
+    '../_base_/models/flow-matching.py',
     '../_base_/datasets/digits_bs64_16.py',
     '../_base_/schedules/flow_matching_3k.py',
     '../_base_/pretrain_runtime.py',
 ]
 
 model = dict(
-    type='FlowMatching',
-    data_preprocessor=dict(
-        type='mmpretrain.ClsDataPreprocessor', mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5], to_rgb=True
-    ),
     transformer=dict(
         num_layers=5,
         num_attention_heads=4,
@@ -19,7 +16,6 @@ model = dict(
         out_channels=1,
         sample_size=16,
         patch_size=2,
-        num_embeds_ada_norm=1,
     ),
 )
 export_dir = 'mmaselect/assets/dit-nano_digits'

@@ -91,7 +91,8 @@ class ASelectDiT(BaseModule):
             raise unknown('noise', noise, ('fixed', 'fresh'))
         if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
             raise InputError(f'mean={mean!r}, std={std!r} are not valid: give three numbers each, std above 0')
-        self.spec = DiffusionSpec.from_dict(dict(diffusion))
+        self.diffusion_config = dict(diffusion)
+        self.spec = DiffusionSpec.from_dict(self.diffusion_config)
         self.block, self.component = block, component
         self.taps = make_taps(block, component, self.spec.num_blocks)
         self.configured_timestep = None if timestep == 'auto' else check_timestep(timestep)

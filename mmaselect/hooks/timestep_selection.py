@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -176,6 +177,12 @@ class TimestepSelectionHook(Hook):
             runner.work_dir,
             seed=self.seed,
             request=self._request(backbone),
+            config={
+                'diffusion': json.loads(json.dumps(backbone.diffusion_config, default=str)),
+                'timesteps': self.timesteps,
+                'num_images': self.num_images,
+                'pipeline': 'given' if self.pipeline else 'of val_dataloader, else the training one',
+            },
             world_size=dist.get_world_size(),
             versions={
                 'mmaselect': __version__,
