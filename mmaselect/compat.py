@@ -219,6 +219,7 @@ def allow_cpu_ranks() -> bool:
     Returns:
         Whether mmengine was patched; on machines with an accelerator the patches hand everything on as it is.
     """
+    import atexit
     import functools
 
     import torch
@@ -228,6 +229,11 @@ def allow_cpu_ranks() -> bool:
 
     if getattr(utils._init_dist_pytorch, 'patched_by_mmaselect', False):
         return False
+
+    def end_process_group() -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
     start, wrap = utils._init_dist_pytorch, MMDistributedDataParallel.__init__
 
     @functools.wraps(start)
@@ -236,6 +242,8 @@ def allow_cpu_ranks() -> bool:
             start(backend, init_backend=init_backend, **kwargs)
         else:
             torch.distributed.init_process_group(backend='gloo' if backend == 'nccl' else backend, **kwargs)
+            # gloo's threads, if still running when the interpreter leaves, now and then abort a run that succeeded.
+            atexit.register(end_process_group)
 
     @functools.wraps(wrap)
     def wrap_on_cpu(self, module, *args, **kwargs) -> None:
