@@ -169,6 +169,45 @@ def test_sizes_between_patches_are_padded():
     assert torch.equal(padded[..., 9, :], padded[..., 8, :])
 
 
+def test_an_image_shifted_by_a_patch_shifts_the_map_by_a_cell():
+    """Read before any attention and without positions, a cell sees its own pixels only."""
+    diffusion = dict(PIXELS, arch=dict(PIXELS['arch'], patch_size=4))
+    backbone = build(diffusion=diffusion, block=0, timestep=0)
+    table = backbone.diffusion.family.transformer.pos_embed
+    table.forward = lambda latent: table.proj(latent).flatten(2).transpose(1, 2)
+    wide = images(height=16, width=28)
+    left, right = backbone(wide[..., :24])[0], backbone(wide[..., 4:])[0]
+    assert left.shape == (2, 16, 4, 6)
+    torch.testing.assert_close(left[..., 1:], right[..., :-1], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(left, right, atol=0.1)
+
+
+@pytest.mark.parametrize('height,width', ((16, 16), (18, 16), (13, 27)))
+def test_cells_divide_the_image_evenly_also_where_it_was_padded(height, width):
+    """Each cell of a map that holds the position of its middle must hold that of an even division of the image."""
+    from mmaselect.backbones.aselect import align
+
+    rows, columns = -(-height // 4), -(-width // 4)
+    y, x = (torch.arange(count) * 4 + 2.0 for count in (rows, columns))
+    positions = torch.stack(torch.meshgrid(y, x, indexing='ij'))[None].expand(3, -1, -1, -1)
+    expected = torch.stack(
+        torch.meshgrid(
+            (torch.arange(rows) + 0.5) * height / rows, (torch.arange(columns) + 0.5) * width / columns, indexing='ij'
+        )
+    )
+    actual = align(positions, (height, width), 4)
+    # Beyond the middle of the first cell the map has no values to interpolate between.
+    torch.testing.assert_close(actual[0].clamp(min=2), expected.clamp(min=2), rtol=0, atol=1e-4)
+    if (height, width) == (16, 16):
+        assert actual is positions
+
+
+def test_an_image_larger_than_the_position_table(model_folder):
+    backbone = ASelectDiT(dict(type='SD3', pretrained=model_folder('SD3')), block=0, timestep=0)
+    with pytest.raises(InputError, match=r'latent of 34x32 is larger than the 32x32 of the position table of SD3'):
+        backbone(images(height=272, width=256))
+
+
 def test_an_image_smaller_than_a_patch():
     with pytest.raises(InputError, match='an image of 1x8 is smaller than one patch: this model needs at least 2x2'):
         build()(images(height=1))

@@ -205,7 +205,8 @@ class ASelectDiT(BaseModule):
             images: (B, 3, H, W), RGB, as the toolbox's ``data_preprocessor`` delivers them.
 
         Returns:
-            One float32 map (B, C, ceil(H / stride), ceil(W / stride)) per block and component, block-major.
+            One float32 map (B, C, ceil(H / stride), ceil(W / stride)) per block and component, block-major. Its cells
+            divide the image evenly, as every head assumes, also where the image was padded.
 
         Raises:
             InputError: If no timestep has been chosen yet, or an image is smaller than one patch.
@@ -221,7 +222,7 @@ class ASelectDiT(BaseModule):
             unit = self.to_unit_range(images.float())
             latent = model.encode(unit)
             maps = model(latent, self._make_noise(latent, unit), self.timestep)
-        return tuple(maps[tap].float() for tap in self.taps)
+        return tuple(align(maps[tap].float(), images.shape[-2:], self.stride) for tap in self.taps)
 
     def _amp_applies(self, images: Tensor) -> bool:
         return self.spec.dtype == torch.float32 and torch.is_autocast_enabled(images.device.type)
@@ -260,6 +261,33 @@ class ASelectDiT(BaseModule):
                 level=logging.INFO,
             )
         super().init_weights()
+
+
+def align(maps: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """Crops the padding out of a map, to a fraction of a cell, and keeps its number of cells.
+
+    A head takes the cells of a map to divide the image evenly. Of a padded image they reach beyond it, and by up to
+    ``stride - 1`` pixels the prediction at the far border would come from the wrong place.
+
+    Args:
+        maps: (B, C, h, w), cells of ``stride`` pixels.
+        size: Height and width of the image without padding.
+        stride: Pixels per cell.
+
+    Returns:
+        (B, C, h, w), cells of ``size / (h, w)`` pixels, interpolated bilinearly; ``maps`` itself where nothing was
+        padded.
+    """
+    cells = maps.shape[-2:]
+    used = [length / (number * stride) for length, number in zip(size, cells, strict=True)]
+    if used == [1, 1]:
+        return maps
+    # In grid_sample's coordinates the map spans [-1, 1]; the image is the part of it that begins at -1.
+    row, column = (maps.new_tensor([share, share - 1]) for share in used)
+    zero = maps.new_zeros(())
+    theta = torch.stack([torch.stack([column[0], zero, column[1]]), torch.stack([zero, row[0], row[1]])])
+    grid = F.affine_grid(theta.expand(len(maps), -1, -1), list(maps.shape), align_corners=False)
+    return F.grid_sample(maps, grid, mode='bilinear', padding_mode='border', align_corners=False)
 
 
 def _save_choice(backbone: ASelectDiT, state_dict: dict[str, Tensor], prefix: str, metadata: dict) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmaselect.backbones import ASelectDiT
-from mmaselect.errors import InputError
+from mmaselect.errors import InputError, unknown
 from mmaselect.selection.criteria import Sums, build_criterion
 from mmaselect.selection.report import Selection, read_selection
 from mmaselect.selection.search import Batch, accumulate, finish, make_timesteps, num_draws
@@ -51,8 +51,9 @@ class TimestepSelectionHook(Hook):
         batch_size: Images per forward pass.
         compare: Criteria to compute beside ``criterion``, for the report. The noise-consistent ones cost a second
             pass per timestep; an empty list saves it if ``criterion`` is not one of them.
-        pipeline: Transforms for the images. None takes those of ``val_dataloader``, which are deterministic, or, if
-            there are none, the training ones under a fixed seed.
+        pipeline: Transforms for the images: a list, ``'val'`` for those of ``val_dataloader``, or ``'train'`` for the
+            training ones under a fixed seed. None takes ``'val'``, but ``'train'`` in segmentation, whose validation
+            images have many sizes and its training crops one.
         seed: Draws the images and their noises.
 
     Raises:
@@ -69,12 +70,14 @@ class TimestepSelectionHook(Hook):
         num_images: int | None = 256,
         batch_size: int = 16,
         compare: Sequence[dict[str, Any]] = COMPARED,
-        pipeline: Sequence[dict[str, Any]] | None = None,
+        pipeline: Sequence[dict[str, Any]] | str | None = None,
         seed: int = 0,
     ) -> None:
         for name, value in (('num_images', num_images), ('batch_size', batch_size)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f'{name}={value!r} is not valid: give a whole number of at least 1')
+        if isinstance(pipeline, str) and pipeline not in ('val', 'train'):
+            raise unknown('pipeline', pipeline, ('val', 'train'))
         self.config = dict(criterion or dict(type='HighFrequencyRatio', sigma=0.25))
         self.criterion = build_criterion(self.config)
         self.criteria = {self.criterion.label: self.criterion}
@@ -181,7 +184,7 @@ class TimestepSelectionHook(Hook):
                 'diffusion': json.loads(json.dumps(backbone.diffusion_config, default=str)),
                 'timesteps': self.timesteps,
                 'num_images': self.num_images,
-                'pipeline': 'given' if self.pipeline else 'of val_dataloader, else the training one',
+                'pipeline': self._pipeline_name(runner) or 'given',
             },
             world_size=dist.get_world_size(),
             versions={
@@ -210,31 +213,41 @@ class TimestepSelectionHook(Hook):
         """Loads this rank's images, preprocesses them as in evaluation, and stacks neighbours of one size."""
         preprocessor = _unwrap(runner).data_preprocessor
         load = self._loader(runner, dataset)
-        pending: list[tuple[int, Tensor, int | None]] = []
+        pending: list[tuple[int, Tensor, Tensor | None]] = []
+        # Training crops of segmentation are padded to their size by the preprocessor, in training mode only.
+        pad = self._pipeline_name(runner) == 'train' and getattr(preprocessor, 'size', None) is not None
 
         def stack() -> Batch:
             labels = [label for _, _, label in pending]
             return Batch(
                 images=torch.cat([image for _, image, _ in pending]),
                 indices=[index for index, _, _ in pending],
-                labels=None if None in labels else torch.tensor(labels),
+                labels=None if any(label is None for label in labels) else torch.stack(labels),
             )
 
         for index in indices:
             sample = load(index)
             # Stacking here would have to know each toolbox's padding: one image needs none.
-            data = preprocessor({'inputs': [sample['inputs']], 'data_samples': [sample['data_samples']]}, False)
+            data = preprocessor({'inputs': [sample['inputs']], 'data_samples': [sample['data_samples']]}, pad)
             image = backbone.to_unit_range(data['inputs'].float())
             if pending and (len(pending) == self.batch_size or pending[0][1].shape != image.shape):
                 yield stack()
                 pending.clear()
-            pending.append((index, image, _class_of(sample['data_samples'])))
+            cells = [side // backbone.stride for side in image.shape[-2:]]
+            pending.append((index, image, labels_of(data['data_samples'][0], cells)))
         if pending:
             yield stack()
 
+    def _pipeline_name(self, runner: Runner) -> str | None:
+        """``'val'`` or ``'train'``; None for transforms of the user's own."""
+        if self.pipeline is not None:
+            return self.pipeline if isinstance(self.pipeline, str) else None
+        return 'train' if runner.cfg.get('default_scope') == 'mmseg' else 'val'
+
     def _loader(self, runner: Runner, dataset: Any) -> Callable[[int], dict[str, Any]]:
         """Gives a function from index to sample, deterministic whatever was loaded before."""
-        pipeline = self.pipeline or _evaluation_pipeline(runner.cfg)
+        name = self._pipeline_name(runner)
+        pipeline = self.pipeline if name is None else _evaluation_pipeline(runner.cfg) if name == 'val' else None
         if pipeline is not None and hasattr(dataset, 'get_data_info'):
             if hasattr(dataset, 'full_init'):
                 dataset.full_init()
@@ -303,10 +316,24 @@ def _evaluation_pipeline(cfg: Any) -> list[dict[str, Any]] | None:
     return None if node is None else node['pipeline']
 
 
-def _class_of(data_sample: Any) -> int | None:
-    """The class of an image of a classification data set; None where there is none, or several."""
+def labels_of(data_sample: Any, cells: Sequence[int]) -> Tensor | None:
+    """Labels of one image, for criteria that use them.
+
+    Args:
+        data_sample: Of mmpretrain (one class) or mmseg (a class per pixel), preprocessed like the image.
+        cells: Rows and columns of a map.
+
+    Returns:
+        A scalar; for segmentation (rows, columns), the label of the pixel in the middle of each cell; or None.
+    """
     label = getattr(data_sample, 'gt_label', None)
-    return int(label) if isinstance(label, Tensor) and label.numel() == 1 else None
+    if isinstance(label, Tensor) and label.numel() == 1:
+        return label.flatten()[0].cpu()
+    pixels = getattr(data_sample, 'gt_sem_seg', None)
+    if pixels is None:
+        return None
+    dense = pixels.data[None].float()
+    return torch.nn.functional.interpolate(dense, size=tuple(cells), mode='nearest-exact')[0, 0].long().cpu()
 
 
 def _reduce_ranks(sums: Sums) -> Sums:

@@ -40,7 +40,7 @@ class Criterion(ABC):
 
         Args:
             maps: Features of the batch under each noise, ``draws`` tensors (B, C, h, w).
-            labels: Class of each image, (B,); None unless ``needs_labels``.
+            labels: Class of each image, (B,), or of each cell, (B, h, w); None unless ``needs_labels``.
 
         Returns:
             Tensors that may be added to those of other batches.
@@ -128,23 +128,31 @@ class NoiseConsistentHFR(Criterion):
 class FisherScore(Criterion):
     """Between-class over within-class scatter, with labels, see :func:`~mmaselect.selection.spectrum.fisher_score`.
 
+    With one label per image a sample is a flattened map. With one label per cell (segmentation) a sample is the
+    feature of a cell, and ``pool`` does not apply.
+
     Args:
         pool: Average the map to ``pool`` x ``pool`` cells first; None keeps every cell. One such map is kept for
             every class.
+        ignore_index: Label of cells that are left out.
     """
 
     needs_labels = True
 
-    def __init__(self, pool: int | None = None) -> None:
+    def __init__(self, pool: int | None = None, ignore_index: int = 255) -> None:
         if pool is not None and (isinstance(pool, bool) or not isinstance(pool, int) or pool < 1):
             raise InputError(f'pool={pool!r} is not valid: give a whole number of at least 1, or None')
-        self.pool = pool
+        self.pool, self.ignore_index = pool, ignore_index
         self.label = f'Fisher Score (labels{f", pooled to {pool}x{pool}" if pool else ""})'
 
     def sums(self, maps: Sequence[Tensor], labels: Tensor | None) -> Sums:
         """Energy, and number and summed map of every class."""
         x = maps[0].float()
-        if self.pool is not None:
+        if labels.dim() == 3:
+            labels = labels.flatten()
+            x = x.permute(0, 2, 3, 1).flatten(0, 2)[labels != self.ignore_index]
+            labels = labels[labels != self.ignore_index]
+        elif self.pool is not None:
             x = torch.nn.functional.adaptive_avg_pool2d(x, self.pool)
         sums = {'energy': x.double().square().sum()}
         for label in labels.unique().tolist():

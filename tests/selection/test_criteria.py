@@ -55,6 +55,19 @@ def test_one_image_cannot_be_centred_and_scores_nothing():
     assert criterion.score(criterion.sums((A[:1], B[:1]), None)) == 0
 
 
+def test_fisher_score_of_cells():
+    """With a label per cell the cells are the samples; those of the ignored label are left out."""
+    labels = torch.randint(0, 3, (12, 8, 8), generator=torch.Generator().manual_seed(4))
+    labels[:, 0] = 255
+    cells = A.permute(0, 2, 3, 1).flatten(0, 2)[labels.flatten() != 255]
+    expected = fisher_score(cells, labels.flatten()[labels.flatten() != 255]).item()
+    criterion = FisherScore()
+    parts = [criterion.sums((A[part],), labels[part]) for part in (slice(0, 5), slice(5, 12))]
+    assert criterion.score(add_sums(*parts)) == pytest.approx(expected, rel=1e-5)
+    everything = FisherScore(ignore_index=11)
+    assert everything.score(everything.sums((A,), labels)) != pytest.approx(expected, rel=1e-3)
+
+
 def test_fisher_score_needs_two_images_of_a_class():
     criterion = FisherScore()
     with pytest.raises(InputError, match=r'FisherScore needs a class with two images; all 3 classes have one'):

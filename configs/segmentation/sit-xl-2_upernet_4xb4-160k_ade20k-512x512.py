@@ -1,0 +1,7 @@
+_base_ = [
+    '../_base_/models/upernet_sit-xl-2.py',
+    'mmseg::_base_/datasets/ade20k.py',
+    'mmseg::_base_/schedules/schedule_160k.py',
+    '../_base_/selection_paper.py',
+    '../_base_/segmentation_runtime.py',
+]

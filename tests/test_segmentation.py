@@ -1,0 +1,170 @@
+"""mmsegmentation: UPerNet on frozen queries, by its own tools and APIs, with mmcv-lite."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_tool
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+CONFIG = ROOT / 'configs/segmentation/dit-micro_upernet_bs8-200_camvid-192x256.py'
+ARCH = dict(num_layers=3, num_attention_heads=2, attention_head_dim=8, in_channels=3, sample_size=32, patch_size=4)
+
+
+def mmseg_tool(name):
+    import mmseg
+
+    return Path(mmseg.__file__).parent / '.mim' / 'tools' / name
+
+
+@pytest.fixture(scope='module')
+def streets(tmp_path_factory):
+    """Images of a bright half above a dark one, in CamVid's layout: sky (0), road (3) and a strip of no label (11)."""
+    root = tmp_path_factory.mktemp('streets')
+    for split, count in (('train', 6), ('val', 3)):
+        for index in range(count):
+            noise = np.random.default_rng(index).integers(0, 60, (96, 120, 3))
+            horizon = 30 + 5 * index
+            label = np.full((96, 120), 3, np.uint8)
+            label[:horizon] = 0
+            label[:, :6] = 11
+            image = (noise + 180 * (label == 0)[..., None]).clip(0, 255).astype(np.uint8)
+            for folder, content in (('img_dir', image), ('ann_dir', label)):
+                path = root / folder / split / f'{index}.png'
+                path.parent.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(path), content)
+    return root
+
+
+def options(root, **more):
+    values = {f'{split}_dataloader.dataset.data_root': root for split in ('train', 'val', 'test')}
+    values |= {'model.backbone.diffusion.pretrained': 'None', 'model.neck.embed_dim': 16}
+    values |= {f'model.backbone.diffusion.arch.{key}': value for key, value in ARCH.items()}
+    values |= {f'model.{head}.channels': 8 for head in ('decode_head', 'auxiliary_head')}
+    values |= {'model.decode_head.in_channels': '[16,16,16,16]', 'model.auxiliary_head.in_channels': 16}
+    values |= {'train_cfg.max_iters': 12, 'train_cfg.val_interval': 6, 'default_hooks.checkpoint.interval': 6}
+    values |= {'custom_hooks.0.timesteps': '[0,600]', 'custom_hooks.0.num_images': 4, 'train_dataloader.batch_size': 2}
+    values |= {'default_hooks.logger.interval': 1, **more}
+    return ['--cfg-options', *(f'{key}={value}' for key, value in values.items())]
+
+
+@pytest.fixture(scope='module')
+def trained(streets, tmp_path_factory):
+    """A run by mmseg's own, unmodified tools/train.py."""
+    folder = tmp_path_factory.mktemp('segmentation')
+    done = run_tool(mmseg_tool('train.py'), CONFIG, '--work-dir', folder, *options(streets))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def scores(text):
+    return [float(value) for value in re.findall(r'mIoU: ([\d.]+)', text)]
+
+
+def test_training_by_mmsegs_own_tool(trained):
+    folder, printed = trained
+    selection = json.loads((folder / 'selection.json').read_text())
+    assert selection['num_images'] == 4
+    assert selection['config']['pipeline'] == 'train'
+    assert len(scores(printed)) == 2
+    # Bright sky above a dark road: two of the eleven classes, which a working path tells apart at once.
+    classes = dict(re.findall(r'\|\s+(sky|road)\s+\|\s+([\d.]+)', printed.rsplit('per class results', 1)[1]))
+    assert all(float(value) > 60 for value in classes.values()), classes
+
+
+def test_testing_and_resuming_by_our_tools(trained, streets, tmp_path):
+    folder, printed = trained
+    done = run_tool('test.py', CONFIG, folder / 'iter_12.pth', '--work-dir', tmp_path, *options(streets))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert scores(done.stdout) == scores(printed)[-1:]
+    more = options(streets, **{'train_cfg.max_iters': 14, 'model.test_cfg.mode': 'slide',
+                               'model.test_cfg.crop_size': '(64,64)', 'model.test_cfg.stride': '(48,48)'})  # fmt: skip
+    done = run_tool('train.py', CONFIG, '--work-dir', tmp_path, '--resume', folder / 'iter_12.pth', *more)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'comes with the checkpoint: nothing to select' in done.stdout
+    assert 'Iter(train) [13/14]' in done.stdout
+
+
+def test_the_fisher_score_reads_pixel_labels(streets, tmp_path):
+    config = tmp_path / 'fisher.py'
+    criterion = "dict(type='FisherScore', ignore_index=11)"
+    config.write_text(
+        f"_base_ = ['{CONFIG}']\n"
+        f"custom_hooks = [dict(type='TimestepSelectionHook', criterion={criterion}, timesteps=[0, 900], num_images=4)]\n"
+    )
+    settings = [item for item in options(streets) if not item.startswith('custom_hooks')]
+    done = run_tool('select_timestep.py', config, '--work-dir', tmp_path, *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    curve = json.loads((tmp_path / 'selection.json').read_text())['scores']['Fisher Score (labels)']
+    assert curve[0] > curve[1] > 0
+
+
+def test_apis_in_one_process_with_both_toolboxes(trained, streets, tmp_path):
+    """mmseg's APIs, then mmpretrain's, then mmseg's again, with a switch of the default scope between them."""
+    import mmpretrain
+    from mmpretrain import FeatureExtractor, ImageClassificationInferencer
+    from mmpretrain.apis import ModelHub
+    from mmseg.apis import MMSegInferencer, inference_model, init_model, show_result_pyplot
+
+    folder, _ = trained
+    config = Config.fromfile(folder / CONFIG.name)
+    image = str(streets / 'img_dir/val/0.png')
+    model = init_model(config, str(folder / 'iter_12.pth'), device='cpu')
+    assert model.backbone.timestep is not None
+    result = inference_model(model, image)
+    assert result.pred_sem_seg.data.shape == (1, 96, 120)
+    show_result_pyplot(model, image, result, show=False, out_file=str(tmp_path / 'painted.png'))
+    assert cv2.imread(str(tmp_path / 'painted.png')).shape[1] >= 120
+
+    init_default_scope('mmpretrain')
+    # mmpretrain infers the task of a model from its metafile, so ours has to be told to its hub.
+    name = 'dit-nano_linear_bs64-20e_digits-16px'
+    if not ModelHub.has(name):
+        ModelHub.register_model_index(ROOT / 'model-index.yml', config_prefix=ROOT)
+    classifier = mmpretrain.get_model(name, device='cpu', backbone=dict(timestep=0)).eval()
+    torch.save({'state_dict': classifier.state_dict(), 'meta': {}}, tmp_path / 'classifier.pth')
+    named = mmpretrain.inference_model(classifier, image)
+    assert 0 <= named['pred_label'] < 10
+    again = ImageClassificationInferencer(name, pretrained=str(tmp_path / 'classifier.pth'), device='cpu')(image)[0]
+    assert again['pred_label'] == named['pred_label']
+    assert np.allclose(again['pred_scores'], named['pred_scores'], atol=1e-5)
+    (features,) = FeatureExtractor(classifier, device='cpu')(image, stage='backbone')[0]
+    assert features.shape == (128, 8, 8)
+
+    init_default_scope('mmseg')
+    painted = MMSegInferencer(config, str(folder / 'iter_12.pth'), device='cpu')(image)
+    assert np.array_equal(painted['predictions'], result.pred_sem_seg.data[0].numpy())
+
+
+@pytest.mark.parametrize('path', sorted(ROOT.glob('configs/segmentation/*ade20k*.py')), ids=lambda path: path.stem)
+def test_ade20k_configs_fit_their_architecture(path):
+    """On the meta device, at the true size: channels and levels of backbone, neck and heads agree."""
+    import mmseg.models  # noqa: F401
+    from mmengine.registry import MODELS, DefaultScope
+
+    config = Config.fromfile(path)
+    assert config.train_cfg.max_iters == (160000 if '160k' in path.stem else 80000)
+    assert config.train_dataloader.dataset.type == 'ADE20KDataset'
+    arch = {'sd35': 'sd3.5-medium', 'dit-': 'dit-xl/2-256', 'sit-': 'sit-xl/2-256'}[path.stem[:4]]
+    config.model.backbone.diffusion = dict(type=config.model.backbone.diffusion.type, arch=arch)
+    init_default_scope('mmseg')
+    try:
+        with torch.device('meta'):
+            model = MODELS.build(config.model)
+    finally:
+        DefaultScope._instance_dict.clear()
+    backbone = model.backbone
+    assert backbone.stride == 16
+    assert list(backbone.out_channels) == config.model.decode_head.in_channels
+    maps = [torch.empty(2, width, 32, 32, device='meta') for width in backbone.out_channels]
+    levels = model.neck.to('meta').eval()(maps)
+    assert [tuple(level.shape[2:]) for level in levels] == [(128, 128), (64, 64), (32, 32), (16, 16)]
+    assert model.decode_head.eval()(levels).shape == (2, 150, 128, 128)
+    assert model.auxiliary_head.eval()(levels).shape == (2, 150, 32, 32)
