@@ -84,21 +84,21 @@ def test_testing_and_resuming_by_our_tools(trained, streets, tmp_path):
     done = run_tool('test.py', CONFIG, folder / 'iter_12.pth', '--work-dir', tmp_path, *options(streets))
     assert done.returncode == 0, done.stderr[-3000:]
     assert scores(done.stdout) == scores(printed)[-1:]
-    more = options(streets, **{'train_cfg.max_iters': 14, 'model.test_cfg.mode': 'slide',
+    more = options(streets, **{'train_cfg.max_iters': 14, 'train_cfg.val_interval': 2, 'model.test_cfg.mode': 'slide',
                                'model.test_cfg.crop_size': '(64,64)', 'model.test_cfg.stride': '(48,48)'})  # fmt: skip
     done = run_tool('train.py', CONFIG, '--work-dir', tmp_path, '--resume', folder / 'iter_12.pth', *more)
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'comes with the checkpoint: nothing to select' in done.stdout
     assert 'Iter(train) [13/14]' in done.stdout
+    # Windows of 64 pixels over images of 256x192, put together again.
+    assert len(scores(done.stdout)) == 1
+    assert scores(done.stdout)[0] > 40
 
 
 def test_the_fisher_score_reads_pixel_labels(streets, tmp_path):
     config = tmp_path / 'fisher.py'
-    criterion = "dict(type='FisherScore', ignore_index=11)"
-    config.write_text(
-        f"_base_ = ['{CONFIG}']\n"
-        f"custom_hooks = [dict(type='TimestepSelectionHook', criterion={criterion}, timesteps=[0, 900], num_images=4)]\n"
-    )
+    hook = "type='TimestepSelectionHook', criterion=dict(type='FisherScore', ignore_index=11)"
+    config.write_text(f"_base_ = ['{CONFIG}']\ncustom_hooks = [dict({hook}, timesteps=[0, 900], num_images=4)]\n")
     settings = [item for item in options(streets) if not item.startswith('custom_hooks')]
     done = run_tool('select_timestep.py', config, '--work-dir', tmp_path, *settings)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -132,7 +132,8 @@ def test_apis_in_one_process_with_both_toolboxes(trained, streets, tmp_path):
     torch.save({'state_dict': classifier.state_dict(), 'meta': {}}, tmp_path / 'classifier.pth')
     named = mmpretrain.inference_model(classifier, image)
     assert 0 <= named['pred_label'] < 10
-    again = ImageClassificationInferencer(name, pretrained=str(tmp_path / 'classifier.pth'), device='cpu')(image)[0]
+    path = str(ROOT / f'configs/demo/{name}.py')
+    again = ImageClassificationInferencer(path, pretrained=str(tmp_path / 'classifier.pth'), device='cpu')(image)[0]
     assert again['pred_label'] == named['pred_label']
     assert np.allclose(again['pred_scores'], named['pred_scores'], atol=1e-5)
     (features,) = FeatureExtractor(classifier, device='cpu')(image, stage='backbone')[0]
@@ -141,6 +142,30 @@ def test_apis_in_one_process_with_both_toolboxes(trained, streets, tmp_path):
     init_default_scope('mmseg')
     painted = MMSegInferencer(config, str(folder / 'iter_12.pth'), device='cpu')(image)
     assert np.array_equal(painted['predictions'], result.pred_sem_seg.data[0].numpy())
+
+
+@pytest.mark.parametrize('block', ([1, 1, 1, 1], [0, 1, 2, 1]))
+def test_four_levels_from_one_block_and_from_several(block):
+    import mmseg.models  # noqa: F401
+    from mmengine.model.utils import revert_sync_batchnorm
+    from mmengine.registry import MODELS, DefaultScope
+
+    config = Config.fromfile(CONFIG)
+    config.model.backbone.diffusion = dict(type='SiT', arch=ARCH, latent='pixels')
+    config.model.backbone.update(block=block, timestep=100)
+    config.model.neck.embed_dim = 16
+    config.model.decode_head.update(in_channels=[16] * 4, channels=8)
+    config.model.auxiliary_head.update(in_channels=16, channels=8)
+    init_default_scope('mmseg')
+    try:
+        model = revert_sync_batchnorm(MODELS.build(config.model)).eval()
+        assert [tap.block for tap in model.backbone.taps] == block
+        # 61 and 90 are no multiples of the 4 pixels of a cell.
+        levels = model.extract_feat(torch.randn(1, 3, 61, 90))
+        assert [tuple(level.shape[2:]) for level in levels] == [(32, 46), (16, 23), (8, 11), (4, 5)]
+        assert model(torch.randn(1, 3, 61, 90), mode='tensor').shape == (1, 11, 32, 46)
+    finally:
+        DefaultScope._instance_dict.clear()
 
 
 @pytest.mark.parametrize('path', sorted(ROOT.glob('configs/segmentation/*ade20k*.py')), ids=lambda path: path.stem)

@@ -226,8 +226,8 @@ class Family(nn.Module, ABC):
         limit = getattr(self.transformer.pos_embed, 'pos_embed_max_size', None)
         if limit is not None and max(height, width) > limit * patch:
             raise InputError(
-                f'latent of {height}x{width} is larger than the {limit * patch}x{limit * patch} of the position table of '
-                f"{self.name}: use smaller images, or mode='slide' in segmentation"
+                f'latent of {height}x{width} is larger than the {limit * patch}x{limit * patch} of the position table '
+                f"of {self.name}: use smaller images, or mode='slide' in segmentation"
             )
         if height % patch or width % patch:
             raise InputError(f'latent of {height}x{width} is not a multiple of the patch size {patch}')
