@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -195,7 +196,10 @@ def test_selecting_without_training(digits, tmp_path, trained):
 def launch(script, *arguments):
     """Runs ``dist_train.sh`` or ``dist_test.sh``, with the python of this environment first on the path."""
     path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
-    environment = {**os.environ, 'PORT': '29617', 'OMP_NUM_THREADS': '1', 'PATH': path}
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, 'PORT': str(port), 'OMP_NUM_THREADS': '1', 'PATH': path}
     command = ['bash', str(ROOT / 'tools' / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
 

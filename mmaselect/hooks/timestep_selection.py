@@ -101,9 +101,11 @@ class TimestepSelectionHook(Hook):
             runner.logger.info(f'timestep {backbone.timestep:g} comes with the checkpoint: nothing to select')
             return
         if runner._resume:
-            stored = read_selection(Path(runner.work_dir) / 'selection.json')
-            if stored is not None and stored.get('request') == self._request(backbone):
-                backbone.set_timestep(stored['timestep'])
+            stored = [self._stored_choice(runner, backbone) if dist.is_main_process() else None]
+            # The work directory of another machine may not have the file, and then its ranks would wait in a sweep.
+            dist.broadcast_object_list(stored)
+            if stored[0] is not None:
+                backbone.set_timestep(stored[0])
                 runner.logger.info(f'timestep {backbone.timestep:g} was selected before the interruption')
                 return
         self.select(runner)
@@ -159,6 +161,13 @@ class TimestepSelectionHook(Hook):
             content = self._report(runner, selection, backbone)
         dist.barrier()
         return content
+
+    def _stored_choice(self, runner: Runner, backbone: ASelectDiT) -> float | None:
+        """The timestep of the work directory's ``selection.json``, if that is the selection asked for."""
+        stored = read_selection(Path(runner.work_dir) / 'selection.json')
+        if stored is None or stored.get('request') != self._request(backbone):
+            return None
+        return stored['timestep']
 
     def _request(self, backbone: ASelectDiT) -> dict[str, Any]:
         """What was asked for: a stored selection is only reused if this is the same."""
