@@ -156,9 +156,7 @@ class TimestepSelectionHook(Hook):
         chosen = [selection.timestep]
         dist.broadcast_object_list(chosen)
         backbone.set_timestep(chosen[0])
-        content = selection.to_dict()
-        if dist.is_main_process():
-            content = self._report(runner, selection, backbone)
+        content = self._report(runner, selection, backbone) if dist.is_main_process() else selection.to_dict()
         dist.barrier()
         return content
 
@@ -223,6 +221,7 @@ class TimestepSelectionHook(Hook):
         preprocessor = _unwrap(runner).data_preprocessor
         load = self._loader(runner, dataset)
         pending: list[tuple[int, Tensor, Tensor | None]] = []
+        read_labels = any(criterion.needs_labels for criterion in self.criteria.values())
         # Training crops of segmentation are padded to their size by the preprocessor, in training mode only.
         pad = self._pipeline_name(runner) == 'train' and getattr(preprocessor, 'size', None) is not None
 
@@ -243,7 +242,8 @@ class TimestepSelectionHook(Hook):
                 yield stack()
                 pending.clear()
             cells = [side // backbone.stride for side in image.shape[-2:]]
-            pending.append((index, image, labels_of(data['data_samples'][0], cells)))
+            labels = labels_of(data['data_samples'][0], cells) if read_labels else None
+            pending.append((index, image, labels))
         if pending:
             yield stack()
 
