@@ -14,8 +14,9 @@ compat.apply()
 MODULE2PACKAGE.setdefault('mmaselect', 'mmaselect')
 
 # The registries must not be touched before the repairs above.
+from mmaselect.apis import extract, load, select  # noqa: E402
 from mmaselect.backbones import ASelectDiT  # noqa: E402
 from mmaselect.hooks import TimestepSelectionHook  # noqa: E402
 from mmaselect.version import __version__  # noqa: E402
 
-__all__ = ['ASelectDiT', 'TimestepSelectionHook', '__version__']
+__all__ = ['ASelectDiT', 'TimestepSelectionHook', '__version__', 'extract', 'load', 'select']

@@ -43,3 +43,16 @@ def check_timestep(value: object, field: str = 'timestep') -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1000:
         raise InputError(f'{field}={value!r} is not a timestep: give a number from 0 (clean) to 1000 (pure noise)')
     return float(value)
+
+
+def check_timesteps(value: object, field: str = 'timestep') -> tuple[float, ...]:
+    """Validates one timestep or several, see :func:`check_timestep`.
+
+    Raises:
+        InputError: If one of them is not valid, or there are none, or one comes twice.
+    """
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    timesteps = tuple(check_timestep(one, field) for one in values)
+    if not timesteps or len(set(timesteps)) < len(timesteps):
+        raise InputError(f'{field}={values!r} is not valid: give at least one timestep, and each once')
+    return timesteps

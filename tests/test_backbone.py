@@ -81,7 +81,7 @@ def test_nothing_of_the_frozen_model_can_be_trained_or_saved():
     assert all(torch.equal(value, before[name]) for name, value in model[0].diffusion.state_dict().items())
     assert not model[0](images())[0].requires_grad
     for state in (model.state_dict(), get_state_dict(model)):
-        assert set(state) == {'0.timestep', '0.frozen_id', '1.weight', '1.bias'}
+        assert set(state) == {'0.timestep', '0.frozen_id', '0.taps', '1.weight', '1.bias'}
 
 
 def test_an_average_of_weights_shares_the_frozen_model_and_a_later_choice():
@@ -89,7 +89,7 @@ def test_an_average_of_weights_shares_the_frozen_model_and_a_later_choice():
 
     model = nn.Sequential(build(timestep='auto'), nn.Conv2d(16, 2, 1))
     average = ExponentialMovingAverage(model)
-    model[0].set_timestep(250)
+    model[0].set_choice(250)
     average.update_parameters(model)
     assert average.module[0].diffusion is model[0].diffusion
     assert average.module.state_dict()['0.timestep'] == 250
@@ -101,21 +101,21 @@ def test_an_average_of_weights_shares_the_frozen_model_and_a_later_choice():
 def test_a_checkpoint_brings_its_timestep():
     source, target = build(timestep='auto'), build(timestep='auto')
     assert math.isnan(source.state_dict()['timestep'])
-    source.set_timestep(37.5)
+    source.set_choice(37.5)
     for load in (target.load_state_dict, lambda state: load_state_dict(target, state, strict=True)):
-        target._frozen.timestep = None
+        target._frozen.timesteps = None
         load(source.state_dict())
         assert target.timestep == 37.5
     state = source.state_dict()
     target.load_state_dict(state)
-    assert set(state) == {'timestep', 'frozen_id'}
+    assert set(state) == {'timestep', 'frozen_id', 'taps'}
 
 
 def test_a_checkpoint_of_other_frozen_weights_is_refused():
     other = build(diffusion=dict(PIXELS, seed=1))
     with pytest.raises(InputError, match=r'trained on frozen weights [0-9a-f]{12}, but [0-9a-f]{12} are in memory'):
         build().load_state_dict(other.state_dict())
-    with pytest.raises(InputError, match='diffusion, block, component and prompt must be those of its training'):
+    with pytest.raises(InputError, match="trained on block 2 query, but the config says block=1, component='query'"):
         load_state_dict(build(), build(block=2).state_dict())
 
 
@@ -222,7 +222,7 @@ def test_a_timestep_that_nobody_chose():
     'fields,message',
     [
         (dict(timestep=1001), r'timestep=1001 is not a timestep: give a number from 0 \(clean\) to 1000'),
-        (dict(timestep='best'), "timestep='best' is not valid: give a number from 0 to 1000, or 'auto'"),
+        (dict(timestep='best'), "timestep='best' is not valid: give a number from 0 to 1000, or several, or 'auto'"),
         (dict(block=3), 'block=3 is out of range: the model has 3 blocks, 0 to 2'),
         (dict(block=-1), 'block=-1 is out of range'),
         (
@@ -267,3 +267,36 @@ def test_sd3_from_image_to_map(model_folder):
     assert (backbone.stride, backbone.out_channels) == (16, (TINY['SD3']['num_attention_heads'] * 16,))
     assert backbone(images(height=64, width=96))[0].shape == (2, 64, 4, 6)
     assert 'SD3, block=2' in repr(backbone)
+
+
+def test_several_timesteps_and_blocks_give_several_maps():
+    backbone = build(block=[0, 2], timestep=[300, 100])
+    assert backbone.out_channels == (backbone.spec.channels,) * 4
+    expected = [build(block=block, timestep=timestep)(images())[0] for timestep in (300, 100) for block in (0, 2)]
+    for value, single in zip(backbone(images()), expected, strict=True):
+        torch.testing.assert_close(value, single, rtol=1e-5, atol=1e-5)
+    again = build(block=[0, 2], timestep='auto', num_timesteps=2)
+    load_state_dict(again, backbone.state_dict(), strict=True)
+    assert again.timesteps == (300, 100)
+    with pytest.raises(InputError, match=r'timestep=\[100.0\]: this backbone was built for 2 of them'):
+        again.set_choice(100)
+
+
+def test_block_and_component_can_be_left_open():
+    backbone = build(block='auto', component='auto', timestep='auto')
+    assert (len(backbone.alternatives), len(backbone.out_channels)) == (backbone.spec.num_blocks * 5, 1)
+    with pytest.raises(InputError, match=r"block='auto', but nothing has chosen one: add dict\(type='Timestep"):
+        backbone(images())
+    backbone.set_choice(100, [(1, 'value')])
+    explicit = build(block=1, component='value', timestep=100)
+    torch.testing.assert_close(backbone(images())[0], explicit(images())[0])
+    # Nothing behind the choice is kept, and the identity is that of a model that never had it.
+    assert backbone.identity == explicit.identity
+    assert len(backbone.diffusion.family.transformer.transformer_blocks) == 2
+    open_again = build(block='auto', component='auto', timestep='auto')
+    assert open_again.identity != explicit.identity
+    load_state_dict(open_again, backbone.state_dict(), strict=True)
+    assert (open_again.timestep, open_again.taps) == (100, ((1, 'value'),))
+    torch.testing.assert_close(open_again(images())[0], explicit(images())[0])
+    with pytest.raises(InputError, match=r"block=2, component='query' was not loaded: this model reads value of"):
+        backbone.set_choice(100, [(2, 'query')])

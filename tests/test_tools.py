@@ -83,7 +83,7 @@ def test_training_selects_trains_and_saves_little(trained):
     assert selection['timestep'] == selection['choices']['centred noise-consistent HFR (sigma 0.25)'] == 0
     assert selection['choices']['HFR (sigma 0.25)'] > 0
     assert 'The criteria DISAGREE' in printed
-    assert 'selected timestep 0 by centred noise-consistent HFR' in printed
+    assert 'selected timestep 0, block 2 query, by centred noise-consistent HFR (sigma 0.25): sweep' in printed
     assert (folder / 'selection.png').read_bytes().startswith(b'\x89PNG')
 
     checkpoint = torch.load(folder / 'epoch_3.pth', weights_only=True)
@@ -124,6 +124,12 @@ def test_a_checkpoint_over_other_frozen_weights(trained, digits, tmp_path):
         'test.py', CONFIG, folder / 'epoch_3.pth', '--work-dir', tmp_path,
         *options(digits, **{'model.backbone.block': 3}),
     )  # fmt: skip
+    assert 'trained on block 2 query, but the config says block=3' in error_line(done)
+    other = tmp_path / 'other.py'
+    arch = dict(num_layers=5, num_attention_heads=4, attention_head_dim=32, in_channels=1, sample_size=16)
+    diffusion = dict(_delete_=True, type='SiT', arch=arch, latent='pixels')
+    other.write_text(f'_base_ = {str(CONFIG)!r}\nmodel = dict(backbone=dict(diffusion={diffusion!r}))\n')
+    done = run_tool('test.py', other, folder / 'epoch_3.pth', '--work-dir', tmp_path, *options(digits))
     assert re.search(r'trained on frozen weights [0-9a-f]{12}, but [0-9a-f]{12} are in memory', error_line(done))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Sequence
@@ -13,17 +12,16 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor
-from torch.nn import functional as F
 
-from mmaselect.diffusion.family import make_taps
-from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion
-from mmaselect.diffusion.noise import seeded_noise
-from mmaselect.errors import InputError, check_timestep, unknown
+from mmaselect.diffusion.family import COMPONENTS, Tap, make_alternatives
+from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align, pad_to_cells
+from mmaselect.diffusion.noise import pixel_noise, seeded_noise
+from mmaselect.errors import InputError, check_timesteps, unknown
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
-#: Names of the two entries that the backbone adds to a checkpoint.
-TIMESTEP, FROZEN_ID = 'timestep', 'frozen_id'
+#: Names of the entries that the backbone adds to a checkpoint.
+TIMESTEP, FROZEN_ID, TAPS = 'timestep', 'frozen_id', 'taps'
 
 
 class _Frozen:
@@ -34,9 +32,10 @@ class _Frozen:
     selected after the copy was made holds for the copy too.
     """
 
-    def __init__(self, timestep: float | None) -> None:
+    def __init__(self, timesteps: tuple[float, ...] | None, taps: tuple[Tap, ...] | None) -> None:
         self.model: FrozenDiffusion | None = None
-        self.timestep = timestep
+        self.timesteps = timesteps
+        self.taps = taps
 
     def __deepcopy__(self, memo: dict) -> _Frozen:
         return self
@@ -52,10 +51,12 @@ class ASelectDiT(BaseModule):
     Args:
         diffusion: The frozen model: ``type`` (``'SD3'``, ``'DiT'``, ``'SiT'``), ``pretrained`` and more, see
             :class:`~mmaselect.diffusion.model.DiffusionSpec`.
-        block: Block to read, counted from 0, or several.
+        block: Block to read, counted from 0, or several, or ``'auto'``: chosen by ``TimestepSelectionHook``. Until
+            then the whole model is in memory.
         component: What to read of it, or several: ``'query'`` (the paper's), ``'key'``, ``'value'``,
-            ``'attention'``, ``'output'``, ``'modulated'``, see :class:`~mmaselect.diffusion.family.Tap`.
-        timestep: In [0, 1000] (0 clean, 1000 noise), or ``'auto'``: chosen by ``TimestepSelectionHook``.
+            ``'attention'``, ``'output'``, ``'modulated'``, see :class:`~mmaselect.diffusion.family.Tap`; or ``'auto'``.
+        timestep: In [0, 1000] (0 clean, 1000 noise), or several, or ``'auto'``.
+        num_timesteps: How many timesteps ``'auto'`` chooses. Each costs a forward pass.
         noise: ``'fixed'`` gives every image the same noise, in training and evaluation: to the head it is a constant,
             which costs far less accuracy than noise that varies. ``'fresh'`` draws anew in training, and in evaluation
             gives every image a noise of its own that depends on nothing but its pixels.
@@ -77,7 +78,8 @@ class ASelectDiT(BaseModule):
         diffusion: dict[str, Any],
         block: int | Sequence[int] = 12,
         component: str | Sequence[str] = 'query',
-        timestep: float | str = 'auto',
+        timestep: float | Sequence[float] | str = 'auto',
+        num_timesteps: int = 1,
         noise: str = 'fixed',
         noise_seed: int = 0,
         mean: Sequence[float] = IMAGENET_MEAN,
@@ -86,7 +88,11 @@ class ASelectDiT(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if isinstance(timestep, str) and timestep != 'auto':
-            raise InputError(f"timestep={timestep!r} is not valid: give a number from 0 to 1000, or 'auto'")
+            raise InputError(f"timestep={timestep!r} is not valid: give a number from 0 to 1000, or several, or 'auto'")
+        if isinstance(num_timesteps, bool) or not isinstance(num_timesteps, int) or num_timesteps < 1:
+            raise InputError(f'num_timesteps={num_timesteps!r} is not valid: give a whole number of at least 1')
+        if num_timesteps > 1 and timestep != 'auto':
+            raise InputError(f"num_timesteps={num_timesteps} goes with timestep='auto', not with {timestep!r}")
         if noise not in ('fixed', 'fresh'):
             raise unknown('noise', noise, ('fixed', 'fresh'))
         if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
@@ -94,17 +100,20 @@ class ASelectDiT(BaseModule):
         self.diffusion_config = dict(diffusion)
         self.spec = DiffusionSpec.from_dict(self.diffusion_config)
         self.block, self.component = block, component
-        self.taps = make_taps(block, component, self.spec.num_blocks)
-        self.configured_timestep = None if timestep == 'auto' else check_timestep(timestep)
+        self.alternatives = make_alternatives(block, component, self.spec.num_blocks)
+        self.configured_timesteps = None if timestep == 'auto' else check_timesteps(timestep)
+        self.num_timesteps = len(self.configured_timesteps or ()) or num_timesteps
         self.noise, self.noise_seed = noise, noise_seed
         self.mean, self.std = tuple(mean), tuple(std)
-        self.out_channels = (self.spec.channels,) * len(self.taps)
+        self.out_channels = (self.spec.channels,) * (self.num_timesteps * len(self.alternatives[0]))
         self.stride = self.spec.stride
         self._noise_cache: dict[tuple, Tensor] = {}
-        self._frozen = _Frozen(self.configured_timestep)
+        chosen = self.alternatives[0] if len(self.alternatives) == 1 else None
+        self._frozen = _Frozen(self.configured_timesteps, chosen)
         # On the meta device only shapes are asked for (tests and tools build the largest models there).
         if torch.empty(()).device.type != 'meta':
-            self._frozen.model = self.spec.load(self.taps)
+            candidates = [tap for taps in self.alternatives for tap in taps]
+            self._frozen.model = self.spec.load(list(dict.fromkeys(candidates)))
         self.register_state_dict_post_hook(_save_choice)
 
     # --- the frozen model and the chosen timestep --------------------------------------------------------------------
@@ -121,20 +130,52 @@ class ASelectDiT(BaseModule):
         return self._frozen.model
 
     @property
-    def timestep(self) -> float | None:
-        """The timestep in use, in [0, 1000]; None while ``'auto'`` has not been decided."""
-        return self._frozen.timestep
+    def timesteps(self) -> tuple[float, ...] | None:
+        """The timesteps in use, each in [0, 1000]; None while ``'auto'`` has not been decided."""
+        return self._frozen.timesteps
 
-    def set_timestep(self, timestep: float) -> None:
-        """Sets the timestep, for this backbone and every copy of it.
+    @property
+    def timestep(self) -> float | None:
+        """The timestep in use, of several the first."""
+        return None if self.timesteps is None else self.timesteps[0]
+
+    @property
+    def taps(self) -> tuple[Tap, ...] | None:
+        """What is read, block-major; None while ``'auto'`` has not been decided."""
+        return self._frozen.taps
+
+    @property
+    def decided(self) -> bool:
+        """Whether timestep, block and component are known."""
+        return self.timesteps is not None and self.taps is not None
+
+    def set_choice(self, timesteps: float | Sequence[float], taps: Sequence[Tap] | None = None) -> None:
+        """Sets what is read, for this backbone and every copy of it; blocks behind it are dropped for good.
 
         Args:
-            timestep: In [0, 1000].
+            timesteps: One, or as many as the backbone was built for, each in [0, 1000].
+            taps: One of :attr:`alternatives`; None leaves block and component as they are.
 
         Raises:
-            InputError: If it is out of range.
+            InputError: If a timestep is out of range, or the number of maps would change.
         """
-        self._frozen.timestep = check_timestep(timestep)
+        timesteps = check_timesteps(timesteps)
+        if len(timesteps) != self.num_timesteps:
+            raise InputError(
+                f'timestep={list(timesteps)!r}: this backbone was built for {self.num_timesteps} of them '
+                '(num_timesteps)'
+            )
+        if taps is not None:
+            taps = tuple(Tap(*tap) for tap in taps)
+            if taps not in self.alternatives:
+                raise InputError(
+                    f'{", ".join(f"block {tap.block} {tap.component}" for tap in taps)} is not what '
+                    f'block={self.block!r}, component={self.component!r} allows'
+                )
+            if self._frozen.model is not None and taps != self.taps:
+                self._frozen.model.narrow(taps)
+            self._frozen.taps = taps
+        self._frozen.timesteps = timesteps
 
     @property
     def identity(self) -> bytes:
@@ -150,7 +191,10 @@ class ASelectDiT(BaseModule):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Takes the timestep over from a checkpoint, after a check that it belongs to these frozen weights."""
-        frozen_id, timestep = (state_dict.get(prefix + key) for key in (FROZEN_ID, TIMESTEP))
+        frozen_id, timestep, stored = (state_dict.get(prefix + key) for key in (FROZEN_ID, TIMESTEP, TAPS))
+        taps = None if stored is None else tuple(Tap(block, COMPONENTS[part]) for block, part in stored.tolist())
+        if timestep is not None and not timestep.isnan().any():
+            self._take_over(tuple(timestep.flatten().tolist()), taps)
         if frozen_id is not None and self._frozen.model is not None:
             stored = bytes(frozen_id.cpu().tolist())
             if stored != self.identity:
@@ -158,17 +202,28 @@ class ASelectDiT(BaseModule):
                     f'the checkpoint was trained on frozen weights {stored.hex()[:12]}, but {self.identity.hex()[:12]} '
                     'are in memory: diffusion, block, component and prompt must be those of its training'
                 )
-        if timestep is not None and not math.isnan(timestep.item()):
-            value = timestep.item()
-            if self.configured_timestep is not None and value != self.configured_timestep:
-                raise InputError(
-                    f'timestep={self.configured_timestep:g} in the config, but the checkpoint was trained at '
-                    f"{value:g}: set timestep={value:g} or 'auto'"
-                )
-            self.set_timestep(value)
-        own = (prefix + FROZEN_ID, prefix + TIMESTEP)
+        own = (prefix + FROZEN_ID, prefix + TIMESTEP, prefix + TAPS)
         others = {key: value for key, value in state_dict.items() if key not in own}
         super()._load_from_state_dict(others, prefix, *args)
+
+    def _take_over(self, timesteps: tuple[float, ...], taps: tuple[Tap, ...] | None) -> None:
+        """Sets what a checkpoint was trained with, unless the config asks for something else."""
+        if self.configured_timesteps is not None and timesteps != self.configured_timesteps:
+            asked, found = (
+                str(list(values)) if len(values) > 1 else f'{values[0]:g}'
+                for values in (self.configured_timesteps, timesteps)
+            )
+            raise InputError(
+                f'timestep={asked} in the config, but the checkpoint was trained at '
+                f"{found}: set timestep={found} or 'auto'"
+            )
+        if taps is not None and taps not in self.alternatives:
+            names = ', '.join(f'block {tap.block} {tap.component}' for tap in taps)
+            raise InputError(
+                f'the checkpoint was trained on {names}, but the config says block={self.block!r}, '
+                f'component={self.component!r}: set those of its training'
+            )
+        self.set_choice(timesteps, taps)
 
     # --- the forward pass --------------------------------------------------------------------------------------------
 
@@ -184,18 +239,8 @@ class ASelectDiT(BaseModule):
         Raises:
             InputError: If an image is smaller than one patch.
         """
-        height, width = images.shape[-2:]
-        if height < self.stride or width < self.stride:
-            raise InputError(
-                f'an image of {height}x{width} is smaller than one patch: this model needs at least '
-                f'{self.stride}x{self.stride} pixels'
-            )
         mean, std = (images.new_tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
-        unit = (images * std + mean) / 127.5 - 1
-        bottom, right = -height % self.stride, -width % self.stride
-        if bottom or right:
-            unit = F.pad(unit, (0, right, 0, bottom), mode='replicate')
-        return unit
+        return pad_to_cells((images * std + mean) / 127.5 - 1, self.stride)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -205,24 +250,29 @@ class ASelectDiT(BaseModule):
             images: (B, 3, H, W), RGB, as the toolbox's ``data_preprocessor`` delivers them.
 
         Returns:
-            One float32 map (B, C, ceil(H / stride), ceil(W / stride)) per block and component, block-major. Its cells
-            divide the image evenly, as every head assumes, also where the image was padded.
+            One float32 map (B, C, ceil(H / stride), ceil(W / stride)) per timestep, block and component, in this order
+            from the outside in. Its cells divide the image evenly, as every head assumes, also where the image was
+            padded.
 
         Raises:
-            InputError: If no timestep has been chosen yet, or an image is smaller than one patch.
+            InputError: If nothing has chosen a timestep, block or component yet, or an image is smaller than a patch.
         """
-        if self.timestep is None:
+        if not self.decided:
+            open_field, valid = ('block', 'a block') if self.taps is None else ('timestep', 'a number from 0 to 1000')
+            if self.taps is None and self.block != 'auto':
+                open_field, valid = 'component', 'a component'
             raise InputError(
-                "timestep='auto', but nothing has chosen one: add dict(type='TimestepSelectionHook') to custom_hooks, "
-                'load a checkpoint that holds the choice, or set a number from 0 to 1000'
+                f"{open_field}='auto', but nothing has chosen one: add dict(type='TimestepSelectionHook') to "
+                f'custom_hooks, load a checkpoint that holds the choice, or set {valid}'
             )
         model = self.diffusion
         # In its own half precision the model is told what to compute in; only in float32 does --amp decide.
         with torch.autocast(images.device.type, enabled=self._amp_applies(images)):
             unit = self.to_unit_range(images.float())
             latent = model.encode(unit)
-            maps = model(latent, self._make_noise(latent, unit), self.timestep)
-        return tuple(align(maps[tap].float(), images.shape[-2:], self.stride) for tap in self.taps)
+            noise = self._make_noise(latent, unit)
+            passes = [model(latent, noise, timestep) for timestep in self.timesteps]
+        return tuple(align(maps[tap].float(), images.shape[-2:], self.stride) for maps in passes for tap in self.taps)
 
     def _amp_applies(self, images: Tensor) -> bool:
         return self.spec.dtype == torch.float32 and torch.is_autocast_enabled(images.device.type)
@@ -236,19 +286,17 @@ class ASelectDiT(BaseModule):
             return self._noise_cache[key]
         if self.training:
             return torch.randn(latent.shape, device=latent.device)
-        # Keyed by the pixels, so that neither batch nor rank nor order can change an image's features.
-        pixels = ((images + 1) * 127.5).round().to(torch.uint8).cpu()
-        keys = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).digest() for image in pixels]
-        noises = [seeded_noise(shape, self.noise_seed, int.from_bytes(key, 'big')) for key in keys]
-        return torch.stack(noises).to(latent.device)
+        return pixel_noise(images, shape, self.noise_seed)
 
     def extra_repr(self) -> str:
         """The choices, for ``print(model)``."""
-        chosen = 'auto (not chosen yet)' if self.timestep is None else f'{self.timestep:g}'
-        return (
-            f'{self.spec.family.name}, block={self.block}, component={self.component!r}, timestep={chosen}, '
-            f'out_channels={self.out_channels}, frozen'
-        )
+        chosen = 'auto (not chosen yet)'
+        if self.timesteps is not None:
+            chosen = ', '.join(f'{timestep:g}' for timestep in self.timesteps)
+        taps = f'block={self.block}, component={self.component!r}'
+        if self.taps is not None and len(self.alternatives) > 1:
+            taps = ', '.join(f'block={tap.block}, component={tap.component!r}' for tap in self.taps)
+        return f'{self.spec.family.name}, {taps}, timestep={chosen}, out_channels={self.out_channels}, frozen'
 
     def init_weights(self) -> None:
         """Does nothing but say so: the frozen weights were read when the backbone was built."""
@@ -263,37 +311,15 @@ class ASelectDiT(BaseModule):
         super().init_weights()
 
 
-def align(maps: Tensor, size: tuple[int, int], stride: int) -> Tensor:
-    """Crops the padding out of a map, to a fraction of a cell, and keeps its number of cells.
-
-    A head takes the cells of a map to divide the image evenly. Of a padded image they reach beyond it, and by up to
-    ``stride - 1`` pixels the prediction at the far border would come from the wrong place.
-
-    Args:
-        maps: (B, C, h, w), cells of ``stride`` pixels.
-        size: Height and width of the image without padding.
-        stride: Pixels per cell.
-
-    Returns:
-        (B, C, h, w), cells of ``size / (h, w)`` pixels, interpolated bilinearly; ``maps`` itself where nothing was
-        padded.
-    """
-    cells = maps.shape[-2:]
-    used = [length / (number * stride) for length, number in zip(size, cells, strict=True)]
-    if used == [1, 1]:
-        return maps
-    # In grid_sample's coordinates the map spans [-1, 1]; the image is the part of it that begins at -1.
-    row, column = (maps.new_tensor([share, share - 1]) for share in used)
-    zero = maps.new_zeros(())
-    theta = torch.stack([torch.stack([column[0], zero, column[1]]), torch.stack([zero, row[0], row[1]])])
-    grid = F.affine_grid(theta.expand(len(maps), -1, -1), list(maps.shape), align_corners=False)
-    return F.grid_sample(maps, grid, mode='bilinear', padding_mode='border', align_corners=False)
-
-
 def _save_choice(backbone: ASelectDiT, state_dict: dict[str, Tensor], prefix: str, metadata: dict) -> None:
     """Adds timestep and identity to a checkpoint: as tensors, because mmengine moves every entry to the CPU."""
     if backbone._frozen.model is None:
         return
-    timestep = math.nan if backbone.timestep is None else backbone.timestep
-    state_dict[prefix + TIMESTEP] = torch.tensor(timestep, dtype=torch.float64)
+    timesteps = [math.nan] * backbone.num_timesteps if not backbone.decided else backbone.timesteps
+    # One timestep is a scalar, as in checkpoints from before there could be several.
+    value = timesteps[0] if len(timesteps) == 1 else list(timesteps)
+    state_dict[prefix + TIMESTEP] = torch.tensor(value, dtype=torch.float64)
+    if backbone.taps is not None:
+        taps = [(tap.block, COMPONENTS.index(tap.component)) for tap in backbone.taps]
+        state_dict[prefix + TAPS] = torch.tensor(taps, dtype=torch.int64)
     state_dict[prefix + FROZEN_ID] = torch.tensor(list(backbone.identity), dtype=torch.uint8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from mmaselect.diffusion.noise import ForwardProcess
 from mmaselect.errors import InputError, unknown
 
-#: What can be read from a block, in the order in which a block computes it.
+#: What can be read from a block, in the order in which a block computes it. Checkpoints hold positions in this list:
+#: append to it, never reorder it.
 COMPONENTS = ('modulated', 'query', 'key', 'value', 'attention', 'output')
 PROJECTIONS = ('query', 'key', 'value')
+#: Candidates of ``component='auto'``: those that the paper compares.
+AUTO_COMPONENTS = ('query', 'key', 'value', 'attention', 'output')
 
 
 class Tap(NamedTuple):
@@ -66,6 +69,29 @@ def make_taps(block: int | Sequence[int], component: str | Sequence[str], num_bl
     return tuple(Tap(index, name) for index in blocks for name in components)
 
 
+def make_alternatives(
+    block: int | Sequence[int] | str, component: str | Sequence[str], num_blocks: int
+) -> list[tuple[Tap, ...]]:
+    """Builds what a selection may choose from.
+
+    Args:
+        block: As of :func:`make_taps`, or ``'auto'``: one of all blocks is to be chosen.
+        component: Likewise; ``'auto'`` for one of ``AUTO_COMPONENTS``.
+        num_blocks: Number of blocks of the model.
+
+    Returns:
+        Sets of taps, block-major; a single one where nothing is left open.
+
+    Raises:
+        InputError: If a block is out of range or a component unknown.
+    """
+    if isinstance(block, str) and block != 'auto':
+        raise InputError(f"block={block!r} is not valid: give a number from 0 to {num_blocks - 1}, or 'auto'")
+    blocks = list(range(num_blocks)) if block == 'auto' else [block]
+    components = list(AUTO_COMPONENTS) if component == 'auto' else [component]
+    return [make_taps(one, name, num_blocks) for one in blocks for name in components]
+
+
 class Family(nn.Module, ABC):
     """A frozen diffusion transformer that stops at the last tap.
 
@@ -92,9 +118,12 @@ class Family(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.transformer = transformer
-        self.taps = tuple(taps)
         self.process = process
         self.normalised = normalised
+        self._set_taps(taps)
+
+    def _set_taps(self, taps: Sequence[Tap]) -> None:
+        self.taps = tuple(taps)
         self.last_block = max(tap.block for tap in taps)
         self.wanted = {
             index: frozenset(tap.component for tap in taps if tap.block == index)
@@ -157,6 +186,25 @@ class Family(nn.Module, ABC):
                 parent, _, child = path.rpartition('.')
                 setattr(root.get_submodule(parent), child, None)
 
+    def narrow(self, taps: Sequence[Tap]) -> None:
+        """Reads fewer taps from now on, and drops in place all that lies behind the last of them.
+
+        Args:
+            taps: Some of :attr:`taps`.
+
+        Raises:
+            InputError: If one of them cannot be read from this model.
+        """
+        for tap in taps:
+            if tap not in self.taps:
+                raise InputError(
+                    f'block={tap.block}, component={tap.component!r} was not loaded: this model reads '
+                    f'{", ".join(f"{name} of block {block}" for block, name in self.taps[:8])}'
+                    f'{", ..." if len(self.taps) > 8 else ""}'
+                )
+        self.prune(self.transformer, taps, self.normalised)
+        self._set_taps(taps)
+
     # --- the forward pass --------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -194,27 +242,29 @@ class Family(nn.Module, ABC):
         """Channels of the latent."""
         return self.transformer.config.in_channels
 
-    def forward(self, latent: Tensor, timestep: float) -> dict[Tap, Tensor]:
-        """Reads the taps from a noisy latent.
+    def iterate(self, latent: Tensor, timestep: float) -> Iterator[tuple[Tap, Tensor]]:
+        """Reads the taps from a noisy latent, one after the other, so that no more than a block's are in memory.
 
         Args:
             latent: Noisy latent ``z_t``, (B, C, H, W); H and W are multiples of the patch size.
             timestep: In [0, 1000]; the same for the whole batch.
 
-        Returns:
-            One map (B, D, H / patch, W / patch) per tap, in the dtype of the model.
+        Yields:
+            Each tap, block by block, with its map (B, D, H / patch, W / patch) in the dtype of the model.
 
         Raises:
             InputError: If the latent does not fit the model.
         """
         rows, columns = self._grid(latent)
         tokens, context = self.embed(latent, timestep)
-        maps = {}
         for index, block in enumerate(self.transformer.transformer_blocks):
             tokens, context, read = self.run_block(block, tokens, context, self.wanted[index], index == self.last_block)
-            for component, value in read.items():
-                maps[Tap(index, component)] = value.transpose(1, 2).unflatten(2, (rows, columns))
-        return maps
+            for component in list(read):
+                yield Tap(index, component), read.pop(component).transpose(1, 2).unflatten(2, (rows, columns))
+
+    def forward(self, latent: Tensor, timestep: float) -> dict[Tap, Tensor]:
+        """All taps of :meth:`iterate` at once."""
+        return dict(self.iterate(latent, timestep))
 
     def _grid(self, latent: Tensor) -> tuple[int, int]:
         channels, height, width = latent.shape[1:]

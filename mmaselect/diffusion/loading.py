@@ -199,18 +199,26 @@ class Identity:
     """
 
     def __init__(self) -> None:
-        self._hash = hashlib.sha256()
+        self._tensors: dict[str, bytes] = {}
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Adds one tensor; the order of calls matters."""
+        """Adds one tensor under a name of its own."""
         tensor = tensor.detach().cpu().contiguous()
-        self._hash.update(f'{name}|{tensor.dtype}|{tuple(tensor.shape)}|'.encode())
+        content = hashlib.sha256(f'{name}|{tensor.dtype}|{tuple(tensor.shape)}|'.encode())
         if tensor.numel():
-            self._hash.update(tensor.reshape(-1).view(torch.uint8).numpy())
+            content.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        self._tensors[name] = content.digest()
+
+    def keep(self, role: str, names: Iterable[str]) -> None:
+        """Forgets all tensors of a role but those named: what was pruned no longer tells models apart."""
+        kept = {f'{role}.{name}' for name in names}
+        self._tensors = {
+            name: content for name, content in self._tensors.items() if name in kept or not name.startswith(f'{role}.')
+        }
 
     def digest(self) -> bytes:
-        """The 32 bytes."""
-        return self._hash.digest()
+        """The 32 bytes; the order in which tensors were added does not matter."""
+        return hashlib.sha256(b''.join(content for _, content in sorted(self._tensors.items()))).digest()
 
 
 def load_into(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmaselect.diffusion.families import FAMILIES
 from mmaselect.diffusion.family import Family, Tap
@@ -25,14 +26,14 @@ class FrozenDiffusion(nn.Module):
     Args:
         encoder: Image to latent.
         family: Noisy latent to maps.
-        identity: 32 bytes that name the frozen weights, see :class:`~mmaselect.diffusion.loading.Identity`.
+        identity: Of the frozen weights.
     """
 
-    def __init__(self, encoder: LatentEncoder, family: Family, identity: bytes) -> None:
+    def __init__(self, encoder: LatentEncoder, family: Family, identity: Identity) -> None:
         super().__init__()
         self.encoder = encoder
         self.family = family
-        self.identity = identity
+        self._identity = identity
         self.requires_grad_(False)
         self.eval()
 
@@ -41,9 +42,31 @@ class FrozenDiffusion(nn.Module):
         return super().train(False)
 
     @property
+    def identity(self) -> bytes:
+        """32 bytes that name the frozen weights, see :class:`~mmaselect.diffusion.loading.Identity`."""
+        return self._identity.digest()
+
+    def narrow(self, taps: Sequence[Tap]) -> None:
+        """Reads fewer taps from now on; the model and its identity become those of one that was loaded for them.
+
+        Args:
+            taps: Some of those it was loaded for.
+
+        Raises:
+            InputError: If one of them was not.
+        """
+        self.family.narrow(taps)
+        self._identity.keep('transformer', self.family.transformer.state_dict())
+
+    @property
     def stride(self) -> int:
         """Image pixels per cell of a map."""
         return self.encoder.factor * self.family.patch_size
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the model was trained on, in pixels."""
+        return self.encoder.factor * self.family.transformer.config.sample_size
 
     @property
     def num_blocks(self) -> int:
@@ -63,21 +86,25 @@ class FrozenDiffusion(nn.Module):
         return self.encoder(images)
 
     @torch.no_grad()
-    def forward(self, latent: Tensor, noise: Tensor, timestep: float) -> dict[Tap, Tensor]:
-        """Clean latents to maps.
+    def iterate(self, latent: Tensor, noise: Tensor, timestep: float) -> Iterator[tuple[Tap, Tensor]]:
+        """Clean latents to maps, one after the other, so that memory does not grow with the number of taps.
 
         Args:
             latent: ``z_0``, (B, C, H, W).
             noise: Standard normal, broadcastable to ``latent``.
             timestep: In [0, 1000].
 
-        Returns:
-            One map (B, D, h, w) per tap.
+        Yields:
+            Each tap, block by block, with its map (B, D, h, w).
         """
         # Noising in float32: a bfloat16 latent keeps 8 bits, fewer than the image's own.
         noisy = self.family.process.add_noise(latent.float(), noise.to(latent.device).float(), timestep)
         dtype = self.family.transformer.pos_embed.proj.weight.dtype
-        return self.family(noisy.to(dtype), timestep)
+        yield from self.family.iterate(noisy.to(dtype), timestep)
+
+    def forward(self, latent: Tensor, noise: Tensor, timestep: float) -> dict[Tap, Tensor]:
+        """All taps of :meth:`iterate` at once."""
+        return dict(self.iterate(latent, noise, timestep))
 
 
 class DiffusionSpec:
@@ -228,7 +255,7 @@ class DiffusionSpec:
             raise InputError(
                 f'the latent has {encoder.channels} channels; {self.family.name} expects {family.latent_channels}'
             )
-        model = FrozenDiffusion(encoder, family, identity.digest())
+        model = FrozenDiffusion(encoder, family, identity)
         return model if self.device is None else model.to(self.device)
 
     def _load_prompt(self, identity: Identity) -> dict[str, Any]:
@@ -250,3 +277,53 @@ class DiffusionSpec:
             return random_vae(self.config['in_channels'], identity, self.seed, self.dtype)
         source, subfolder = self.vae
         return load_vae(source, subfolder, identity, self.dtype, self.variant)
+
+
+def pad_to_cells(images: Tensor, stride: int) -> Tensor:
+    """Repeats the right and lower border until an image has whole cells.
+
+    Args:
+        images: (B, C, H, W).
+        stride: Pixels per cell.
+
+    Returns:
+        (B, C, H', W'), H' and W' the next multiples of ``stride``.
+
+    Raises:
+        InputError: If an image is smaller than one cell.
+    """
+    height, width = images.shape[-2:]
+    if height < stride or width < stride:
+        raise InputError(
+            f'an image of {height}x{width} is smaller than one patch: this model needs at least '
+            f'{stride}x{stride} pixels'
+        )
+    bottom, right = -height % stride, -width % stride
+    return F.pad(images, (0, right, 0, bottom), mode='replicate') if bottom or right else images
+
+
+def align(maps: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """Crops the padding out of a map, to a fraction of a cell, and keeps its number of cells.
+
+    A head takes the cells of a map to divide the image evenly. Of a padded image they reach beyond it, and by up to
+    ``stride - 1`` pixels the prediction at the far border would come from the wrong place.
+
+    Args:
+        maps: (B, C, h, w), cells of ``stride`` pixels.
+        size: Height and width of the image without padding.
+        stride: Pixels per cell.
+
+    Returns:
+        (B, C, h, w), cells of ``size / (h, w)`` pixels, interpolated bilinearly; ``maps`` itself where nothing was
+        padded.
+    """
+    cells = maps.shape[-2:]
+    used = [length / (number * stride) for length, number in zip(size, cells, strict=True)]
+    if used == [1, 1]:
+        return maps
+    # In grid_sample's coordinates the map spans [-1, 1]; the image is the part of it that begins at -1.
+    row, column = (maps.new_tensor([share, share - 1]) for share in used)
+    zero = maps.new_zeros(())
+    theta = torch.stack([torch.stack([column[0], zero, column[1]]), torch.stack([zero, row[0], row[1]])])
+    grid = F.affine_grid(theta.expand(len(maps), -1, -1), list(maps.shape), align_corners=False)
+    return F.grid_sample(maps, grid, mode='bilinear', padding_mode='border', align_corners=False)

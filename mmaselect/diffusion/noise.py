@@ -136,3 +136,21 @@ def seeded_noise(shape: tuple[int, ...], seed: int, *stream: int) -> Tensor:
     state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(state) & 0x7FFF_FFFF_FFFF_FFFF)
     return torch.randn(shape, generator=generator)
+
+
+def pixel_noise(images: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Noise that depends on an image's pixels alone, so that neither batch nor rank nor order can change it.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1].
+        shape: Shape of one noise.
+        seed: The user's seed.
+
+    Returns:
+        (B, *shape), float32, on the device of the images.
+    """
+    import hashlib
+
+    pixels = ((images + 1) * 127.5).round().to(torch.uint8).cpu()
+    keys = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).digest() for image in pixels]
+    return torch.stack([seeded_noise(shape, seed, int.from_bytes(key, 'big')) for key in keys]).to(images.device)

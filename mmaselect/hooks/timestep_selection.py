@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine import dist
-from mmengine.dataset import Compose
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import Tensor
 from tqdm import tqdm
 
 from mmaselect.backbones import ASelectDiT
+from mmaselect.diffusion.family import AUTO_COMPONENTS, Tap
 from mmaselect.errors import InputError, unknown
+from mmaselect.hooks.images import RunnerImages, check_normalisation, find_backbone, unwrap
 from mmaselect.selection.criteria import Sums, build_criterion
 from mmaselect.selection.report import Selection, read_selection
-from mmaselect.selection.search import Batch, accumulate, finish, make_timesteps, num_draws
+from mmaselect.selection.search import STRATEGIES, Batch, Search, draw_portions, make_timesteps, run
 from mmaselect.version import __version__
 
 #: Computed beside the deciding criterion, so that every report shows whether plain HFR can be trusted.
@@ -36,18 +34,20 @@ COMPARED = (
 
 @HOOKS.register_module()
 class TimestepSelectionHook(Hook):
-    """Selects the timestep of an ``ASelectDiT`` backbone before training, on training images, in one sweep.
+    """Selects what an ``ASelectDiT`` backbone reads, before training, on training images.
 
-    A backbone with ``timestep='auto'`` gets the timestep whose features score highest. Every rank takes its share of
-    the images, and all ranks choose the same. ``selection.json`` and ``selection.png`` go to the work directory. The
-    choice goes into every checkpoint; where one is loaded, or ``--resume`` finds the ``selection.json`` of the same
-    selection, nothing is searched again.
+    A backbone with ``timestep='auto'`` gets the timestep whose features score highest. With ``block='auto'`` or
+    ``component='auto'`` all combinations are scored in the same passes, and of blocks within one standard error of the
+    best the earliest is chosen. Every rank takes its share of the images, and all ranks choose the same.
+    ``selection.json`` and ``selection.png`` go to the work directory. The choice goes into every checkpoint; where one
+    is loaded, or ``--resume`` finds the ``selection.json`` of the same selection, nothing is searched again.
 
     Args:
         criterion: What decides: ``dict(type='HighFrequencyRatio', sigma=0.25)`` (the paper's),
             ``dict(type='NoiseConsistentHFR')``, ``dict(type='FisherScore')`` (uses labels).
         timesteps: ``dict(start, stop, num)``, both ends included, or a list; each in [0, 1000].
-        num_images: Training images to select on, drawn without replacement; None for all.
+        num_images: Training images to select on, drawn without replacement; None for all. ``'auto'`` begins with 64
+            and doubles them (up to 4,096) until ``stability`` is reached.
         batch_size: Images per forward pass.
         compare: Criteria to compute beside ``criterion``, for the report. The noise-consistent ones cost a second
             pass per timestep; an empty list saves it if ``criterion`` is not one of them.
@@ -55,6 +55,11 @@ class TimestepSelectionHook(Hook):
             training ones under a fixed seed. None takes ``'val'``, but ``'train'`` in segmentation, whose validation
             images have many sizes and its training crops one.
         seed: Draws the images and their noises.
+        search: ``'sweep'``, or ``'coarse-to-fine'``, which tries at most a third of 41 or more timesteps; where the
+            curve is flat or has several peaks it goes on to the sweep and says so.
+        stability: Share of bootstrap resamples that must agree with the choice, for ``num_images='auto'``.
+        blocks: Candidates of ``block='auto'``; None for all blocks.
+        components: Candidates of ``component='auto'``; None for query, key, value, attention and output.
 
     Raises:
         InputError: If an argument is out of range.
@@ -67,14 +72,20 @@ class TimestepSelectionHook(Hook):
         self,
         criterion: dict[str, Any] | None = None,
         timesteps: dict[str, Any] | Sequence[float] | None = None,
-        num_images: int | None = 256,
+        num_images: int | str | None = 256,
         batch_size: int = 16,
         compare: Sequence[dict[str, Any]] = COMPARED,
         pipeline: Sequence[dict[str, Any]] | str | None = None,
         seed: int = 0,
+        search: str = 'sweep',
+        stability: float = 0.95,
+        blocks: Sequence[int] | None = None,
+        components: Sequence[str] | None = None,
     ) -> None:
         for name, value in (('num_images', num_images), ('batch_size', batch_size)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if name == 'num_images' and value in (None, 'auto'):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f'{name}={value!r} is not valid: give a whole number of at least 1')
         if isinstance(pipeline, str) and pipeline not in ('val', 'train'):
             raise unknown('pipeline', pipeline, ('val', 'train'))
@@ -84,34 +95,41 @@ class TimestepSelectionHook(Hook):
         for entry in compare:
             other = build_criterion(entry)
             self.criteria.setdefault(other.label, other)
+        if search not in STRATEGIES:
+            raise unknown('search', search, STRATEGIES)
+        if isinstance(stability, bool) or not isinstance(stability, (int, float)) or not 0 < stability <= 1:
+            raise InputError(f'stability={stability!r} is not valid: give a share in (0, 1]')
+        centred = [criterion.label for criterion in self.criteria.values() if getattr(criterion, 'centred', False)]
+        if centred and batch_size < 2:
+            raise InputError(f'batch_size={batch_size} is too small: {centred[0]} needs at least 2 images at once')
+        self.search, self.stability = search, stability
+        self.blocks, self.components = blocks, components
         self.timesteps = make_timesteps(timesteps or dict(start=0, stop=1000, num=21))
         self.num_images, self.batch_size, self.pipeline, self.seed = num_images, batch_size, pipeline, seed
 
     def before_run(self, runner: Runner) -> None:
         """Checks that the backbone undoes the normalisation that the data preprocessor does."""
-        check_normalisation(find_backbone(runner), _unwrap(runner).data_preprocessor)
+        check_normalisation(find_backbone(runner), unwrap(runner).data_preprocessor)
 
     def before_train(self, runner: Runner) -> None:
-        """Selects, unless the timestep is known: from the config, a checkpoint, or the selection being resumed."""
+        """Selects, unless all is known: from the config, a checkpoint, or the selection being resumed."""
         backbone = find_backbone(runner)
-        if backbone.configured_timestep is not None:
-            runner.logger.info(f'timestep {backbone.timestep:g} is set in the config: nothing to select')
-            return
-        if backbone.timestep is not None:
-            runner.logger.info(f'timestep {backbone.timestep:g} comes with the checkpoint: nothing to select')
+        if backbone.decided:
+            where = 'comes with the checkpoint' if backbone.configured_timesteps is None else 'is set in the config'
+            runner.logger.info(f'timestep {_list(backbone.timesteps)} {where}: nothing to select')
             return
         if runner._resume:
             stored = [self._stored_choice(runner, backbone) if dist.is_main_process() else None]
             # The work directory of another machine may not have the file, and then its ranks would wait in a sweep.
             dist.broadcast_object_list(stored)
             if stored[0] is not None:
-                backbone.set_timestep(stored[0])
-                runner.logger.info(f'timestep {backbone.timestep:g} was selected before the interruption')
+                backbone.set_choice(*stored[0])
+                runner.logger.info(f'timestep {_list(backbone.timesteps)} was selected before the interruption')
                 return
         self.select(runner)
 
     def select(self, runner: Runner) -> dict[str, Any]:
-        """Runs the sweep, sets the backbone's timestep, and reports.
+        """Runs the search, sets the backbone's timestep, block and component, and reports.
 
         Args:
             runner: Its training data and its model are used.
@@ -123,75 +141,113 @@ class TimestepSelectionHook(Hook):
             InputError: If there are no images, or features are not finite; on all ranks, if on one.
         """
         backbone = find_backbone(runner)
-        model, criteria = backbone.diffusion, list(self.criteria.values())
-        dataset = runner.train_dataloader.dataset
-        rank, world_size = dist.get_dist_info()
-        indices = self._draw(len(dataset))
-        mine = indices[rank::world_size]
-        batches = self._batches(runner, backbone, dataset, mine)
-        passes = -(-len(mine) // self.batch_size) * len(self.timesteps) * num_draws(criteria)
-        runner.logger.info(
-            f'selecting the timestep by {self.criterion.label}: {len(indices)} images, '
-            f'{len(self.timesteps)} timesteps, {model.num_blocks} blocks'
+        request, alternatives = self._request(backbone), self._alternatives(backbone)
+        model = backbone.diffusion
+        model.narrow(list(dict.fromkeys(tap for taps in alternatives for tap in taps)))
+        timesteps = self.timesteps if backbone.configured_timesteps is None else sorted(backbone.configured_timesteps)
+        labels = any(criterion.needs_labels for criterion in self.criteria.values())
+        images = RunnerImages(
+            runner, runner.train_dataloader.dataset, self.pipeline, self.batch_size, self.seed, labels
         )
-        partial, error = None, None
+        portions = draw_portions(len(images), self.num_images, self.seed)
+        runner.logger.info(
+            f'selecting by {self.criterion.label}: {sum(map(len, portions))} images'
+            f'{" at most" if self.num_images == "auto" else ""}, {len(timesteps)} timesteps, '
+            f'{model.num_blocks} blocks, {len(alternatives)} choices of block and component ({self.search})'
+        )
+        rank, world_size = dist.get_dist_info()
         # A bar that redraws itself is for eyes; in a log file it would be one endless line.
         interval = 0.1 if sys.stderr.isatty() else 10
-        with tqdm(total=passes, desc='timestep selection', unit='pass', disable=rank != 0, mininterval=interval) as bar:
-            try:
-                partial = accumulate(model, batches, self.timesteps, criteria, self.seed, bar.update)
-            except InputError as caught:
-                error = str(caught)
-        # A rank that stopped alone would leave the others waiting in the reduction.
-        errors = [found for found in dist.all_gather_object(error) if found]
-        if errors:
-            raise InputError(errors[0])
-        sweep = finish(partial, model, self.timesteps, criteria, _reduce_ranks if world_size > 1 else None)
-        if not any(sweep.curve(self.criterion.label)):
-            raise InputError(
-                f'{self.criterion.label} is 0 at every timestep: nothing in the features depends on the image '
-                '(are the images all alike, or num_images too small?)'
+        with tqdm(desc='timestep selection', unit='pass', disable=rank != 0, mininterval=interval) as bar:
+            search = Search(
+                model,
+                timesteps,
+                list(self.criteria.values()),
+                alternatives,
+                backbone.num_timesteps if backbone.configured_timesteps is None else 1,
+                self.seed,
+                bar.update,
+                keep=self.search == 'coarse-to-fine',
+                ranks=_Ranks(),
             )
+            if self.search == 'sweep' and self.num_images != 'auto':
+                mine = sum(position // images.group % world_size == rank for position in range(len(portions[0])))
+                bar.total = -(-mine // images.batch_size) * len(timesteps) * search.draws
+
+            def batches() -> Iterator[Iterator[Batch]]:
+                groups = 0
+                for indices in portions:
+                    yield images.batches(indices, groups, rank, world_size)
+                    groups += -(-len(indices) // images.group)
+
+            stability = self.stability if self.num_images == 'auto' else None
+            sweep = run(search, batches(), self.search, stability)
         selection = Selection(sweep, self.criterion.label, self.config)
-        chosen = [selection.timestep]
+        selection.check()
+        chosen = [selection.timesteps, selection.taps]
+        # Float sums differ between ranks in the last digit on some backends, and so might near ties.
         dist.broadcast_object_list(chosen)
-        backbone.set_timestep(chosen[0])
-        content = self._report(runner, selection, backbone) if dist.is_main_process() else selection.to_dict()
+        timesteps, taps = chosen
+        backbone.set_choice(backbone.configured_timesteps or timesteps, taps)
+        content = self._report(runner, selection, request, images) if dist.is_main_process() else selection.to_dict()
         dist.barrier()
         return content
 
-    def _stored_choice(self, runner: Runner, backbone: ASelectDiT) -> float | None:
-        """The timestep of the work directory's ``selection.json``, if that is the selection asked for."""
+    def _alternatives(self, backbone: ASelectDiT) -> list[tuple[Tap, ...]]:
+        """The backbone's alternatives that ``blocks`` and ``components`` leave."""
+        if backbone.taps is not None:
+            return [backbone.taps]
+        left = backbone.alternatives
+        if self.blocks is not None and backbone.block == 'auto':
+            left = [taps for taps in left if all(tap.block in self.blocks for tap in taps)]
+        if self.components is not None and backbone.component == 'auto':
+            left = [taps for taps in left if all(tap.component in self.components for tap in taps)]
+        if not left:
+            raise InputError(
+                f'blocks={self.blocks!r}, components={self.components!r} leave nothing to choose from: blocks are 0 to '
+                f'{backbone.spec.num_blocks - 1}, components {", ".join(AUTO_COMPONENTS)}'
+            )
+        return left
+
+    def _stored_choice(self, runner: Runner, backbone: ASelectDiT) -> tuple[list[float], list[Tap]] | None:
+        """The choice of the work directory's ``selection.json``, if that is the selection asked for."""
         stored = read_selection(Path(runner.work_dir) / 'selection.json')
         if stored is None or stored.get('request') != self._request(backbone):
             return None
-        return stored['timestep']
+        selection = Selection.from_dict(stored)
+        return list(backbone.configured_timesteps or selection.timesteps), selection.taps
 
     def _request(self, backbone: ASelectDiT) -> dict[str, Any]:
         """What was asked for: a stored selection is only reused if this is the same."""
         return {
             'identity': backbone.identity.hex(),
-            'taps': [list(tap) for tap in backbone.taps],
+            'alternatives': [[list(tap) for tap in taps] for taps in self._alternatives(backbone)],
+            'num_timesteps': backbone.num_timesteps,
             'criteria': list(self.criteria),
             'criterion': self.criterion.label,
             'timesteps': self.timesteps,
+            'search': self.search,
             'num_images': self.num_images,
+            'stability': self.stability,
             'seed': self.seed,
         }
 
-    def _report(self, runner: Runner, selection: Selection, backbone: ASelectDiT) -> dict[str, Any]:
+    def _report(
+        self, runner: Runner, selection: Selection, request: dict[str, Any], images: RunnerImages
+    ) -> dict[str, Any]:
         import diffusers
         import mmengine
 
+        backbone = images.backbone
         content = selection.save(
             runner.work_dir,
             seed=self.seed,
-            request=self._request(backbone),
+            request=request,
             config={
                 'diffusion': json.loads(json.dumps(backbone.diffusion_config, default=str)),
                 'timesteps': self.timesteps,
                 'num_images': self.num_images,
-                'pipeline': self._pipeline_name(runner) or 'given',
+                'pipeline': images.pipeline,
             },
             world_size=dist.get_world_size(),
             versions={
@@ -203,7 +259,7 @@ class TimestepSelectionHook(Hook):
         )
         runner.logger.info('\n' + selection.table())
         for label in selection.sweep.scores:
-            for timestep, score in zip(selection.sweep.timesteps, selection.sweep.curve(label), strict=True):
+            for timestep, score in zip(selection.sweep.timesteps, selection.curve(label), strict=True):
                 runner.visualizer.add_scalar(f'selection/{label}', score, step=round(timestep))
         import cv2
 
@@ -211,138 +267,21 @@ class TimestepSelectionHook(Hook):
         runner.visualizer.add_image('selection', cv2.cvtColor(curve, cv2.COLOR_BGR2RGB))
         return content
 
-    def _draw(self, size: int) -> list[int]:
-        """Indices of the images to select on, ascending; the same on every rank."""
-        count = size if self.num_images is None else min(self.num_images, size)
-        return sorted(np.random.default_rng(self.seed).permutation(size)[:count].tolist())
 
-    def _batches(self, runner: Runner, backbone: ASelectDiT, dataset: Any, indices: Sequence[int]) -> Iterator[Batch]:
-        """Loads this rank's images, preprocesses them as in evaluation, and stacks neighbours of one size."""
-        preprocessor = _unwrap(runner).data_preprocessor
-        load = self._loader(runner, dataset)
-        pending: list[tuple[int, Tensor, Tensor | None]] = []
-        read_labels = any(criterion.needs_labels for criterion in self.criteria.values())
-        # Training crops of segmentation are padded to their size by the preprocessor, in training mode only.
-        pad = self._pipeline_name(runner) == 'train' and getattr(preprocessor, 'size', None) is not None
-
-        def stack() -> Batch:
-            labels = [label for _, _, label in pending]
-            return Batch(
-                images=torch.cat([image for _, image, _ in pending]),
-                indices=[index for index, _, _ in pending],
-                labels=None if any(label is None for label in labels) else torch.stack(labels),
-            )
-
-        for index in indices:
-            sample = load(index)
-            # Stacking here would have to know each toolbox's padding: one image needs none.
-            data = preprocessor({'inputs': [sample['inputs']], 'data_samples': [sample['data_samples']]}, pad)
-            image = backbone.to_unit_range(data['inputs'].float())
-            if pending and (len(pending) == self.batch_size or pending[0][1].shape != image.shape):
-                yield stack()
-                pending.clear()
-            cells = [side // backbone.stride for side in image.shape[-2:]]
-            labels = labels_of(data['data_samples'][0], cells) if read_labels else None
-            pending.append((index, image, labels))
-        if pending:
-            yield stack()
-
-    def _pipeline_name(self, runner: Runner) -> str | None:
-        """``'val'`` or ``'train'``; None for transforms of the user's own."""
-        if self.pipeline is not None:
-            return self.pipeline if isinstance(self.pipeline, str) else None
-        return 'train' if runner.cfg.get('default_scope') == 'mmseg' else 'val'
-
-    def _loader(self, runner: Runner, dataset: Any) -> Callable[[int], dict[str, Any]]:
-        """Gives a function from index to sample, deterministic whatever was loaded before."""
-        name = self._pipeline_name(runner)
-        pipeline = self.pipeline if name is None else _evaluation_pipeline(runner.cfg) if name == 'val' else None
-        if pipeline is not None and hasattr(dataset, 'get_data_info'):
-            if hasattr(dataset, 'full_init'):
-                dataset.full_init()
-            transforms = Compose(pipeline)
-            return lambda index: transforms(dataset.get_data_info(index))
-
-        def seeded(index: int) -> dict[str, Any]:
-            import random
-
-            python, numpy = random.getstate(), np.random.get_state()
-            with torch.random.fork_rng(devices=[]):
-                random.seed(self.seed + index)
-                np.random.seed((self.seed + index) % 2**32)
-                torch.manual_seed(self.seed + index)
-                try:
-                    return dataset[index]
-                finally:
-                    random.setstate(python)
-                    np.random.set_state(numpy)
-
-        return seeded
+def _list(timesteps: Sequence[float]) -> str:
+    return ', '.join(f'{timestep:g}' for timestep in timesteps)
 
 
-def _unwrap(runner: Runner) -> torch.nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+class _Ranks:
+    """The runner's process group, as a search needs it."""
 
+    def add(self, sums: Sums) -> Sums:
+        return _reduce_ranks(sums) if dist.get_world_size() > 1 else sums
 
-def find_backbone(runner: Runner) -> ASelectDiT:
-    """Finds the backbone in a runner's model.
-
-    Raises:
-        InputError: If there is none, or more than one.
-    """
-    found = [module for module in _unwrap(runner).modules() if isinstance(module, ASelectDiT)]
-    if len(found) != 1:
-        raise InputError(f'TimestepSelectionHook needs a model with one ASelectDiT backbone; this one has {len(found)}')
-    return found[0]
-
-
-def check_normalisation(backbone: ASelectDiT, preprocessor: torch.nn.Module) -> None:
-    """Compares what the data preprocessor does with what the backbone undoes.
-
-    Raises:
-        InputError: If they differ: the VAE would see wrong colours, and nobody would notice.
-    """
-    for name, neutral in (('mean', 0.0), ('std', 1.0)):
-        value = getattr(preprocessor, name, None)
-        applied = [neutral] * 3 if value is None else torch.as_tensor(value).flatten().tolist()
-        undone = getattr(backbone, name)
-        if len(applied) == 1:
-            applied = applied * 3
-        if not np.allclose(applied, undone, rtol=1e-5):
-            rounded = [round(number, 3) for number in applied]
-            raise InputError(
-                f'model.backbone.{name}={list(undone)} but the data_preprocessor uses {name}={rounded}: '
-                f'set model.backbone.{name}={rounded}'
-            )
-
-
-def _evaluation_pipeline(cfg: Any) -> list[dict[str, Any]] | None:
-    """The transforms of the validation data, found below any data set wrappers."""
-    loader = cfg.get('val_dataloader')
-    node = None if loader is None else loader.get('dataset')
-    while node is not None and 'pipeline' not in node:
-        node = node.get('dataset') or (node.get('datasets') or [None])[0]
-    return None if node is None else node['pipeline']
-
-
-def labels_of(data_sample: Any, cells: Sequence[int]) -> Tensor | None:
-    """Labels of one image, for criteria that use them.
-
-    Args:
-        data_sample: Of mmpretrain (one class) or mmseg (a class per pixel), preprocessed like the image.
-        cells: Rows and columns of a map.
-
-    Returns:
-        A scalar; for segmentation (rows, columns), the label of the pixel in the middle of each cell; or None.
-    """
-    label = getattr(data_sample, 'gt_label', None)
-    if isinstance(label, Tensor) and label.numel() == 1:
-        return label.flatten()[0].cpu()
-    pixels = getattr(data_sample, 'gt_sem_seg', None)
-    if pixels is None:
-        return None
-    dense = pixels.data[None].float()
-    return torch.nn.functional.interpolate(dense, size=tuple(cells), mode='nearest-exact')[0, 0].long().cpu()
+    def check(self, error: str | None) -> None:
+        errors = [found for found in dist.all_gather_object(error) if found]
+        if errors:
+            raise InputError(errors[0])
 
 
 def _reduce_ranks(sums: Sums) -> Sums:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from mmaselect.diffusion.families import SiT
 from mmaselect.diffusion.families.dit import FREQUENCY_SHIFT
 from mmaselect.diffusion.latent import PixelEncoder
+from mmaselect.diffusion.loading import parse_dtype
 from mmaselect.files import write_json
 
 
@@ -31,10 +33,21 @@ class FlowMatching(BaseModel):
         transformer: Arguments of diffusers' ``DiTTransformer2DModel``; 1 or 3 ``in_channels``. The null class is the
             only one that is ever shown.
         data_preprocessor: As in every mmengine model; it must deliver images in [-1, 1].
+        autocast: Compute the network in this dtype, ``'bfloat16'`` or ``'float16'``, weights and loss in float32.
+            mmengine's ``AmpOptimWrapper`` does the same on accelerators, but refuses CPUs.
+
+    Raises:
+        InputError: If ``autocast`` is not a dtype.
     """
 
-    def __init__(self, transformer: dict[str, Any], data_preprocessor: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        transformer: dict[str, Any],
+        data_preprocessor: dict[str, Any] | None = None,
+        autocast: str | None = None,
+    ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
+        self.autocast = None if autocast is None else parse_dtype(autocast)
         self.frequency_shift = transformer.get(FREQUENCY_SHIFT)
         self.transformer = SiT.build(SiT.complete(transformer))
         self.encoder = PixelEncoder(self.transformer.config.in_channels)
@@ -57,8 +70,10 @@ class FlowMatching(BaseModel):
         time = torch.randn(len(data), device=data.device).sigmoid()
         mix = time.view(-1, 1, 1, 1)
         labels = torch.full((len(data),), self.transformer.config.num_embeds_ada_norm, device=data.device)
-        velocity = self.transformer(mix * data + (1 - mix) * noise, timestep=time, class_labels=labels).sample
-        return {'loss': F.mse_loss(velocity, data - noise)}
+        noisy = mix * data + (1 - mix) * noise
+        with torch.autocast(data.device.type, self.autocast) if self.autocast else nullcontext():
+            velocity = self.transformer(noisy, timestep=time, class_labels=labels).sample
+        return {'loss': F.mse_loss(velocity.float(), data - noise)}
 
     def export(self, folder: str | Path) -> Path:
         """Writes the network as a diffusers folder that ``ASelectDiT`` loads with ``latent='pixels'``.

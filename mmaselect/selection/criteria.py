@@ -8,16 +8,16 @@ of images and that the sums of several ranks can be added. A new criterion is a 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mmaselect.errors import InputError, unknown
-from mmaselect.selection.spectrum import check_sigma, cross_energies, high_frequency_ratio
+from mmaselect.selection.features import Features
+from mmaselect.selection.spectrum import check_sigma, half_plane
 
-#: Sums of one criterion at one timestep and tap. Adding two of them entry by entry gives that of all their images.
+#: What a criterion keeps: per name one number per group of images, or, where ``fields`` is None, any sum over images.
 Sums = dict[str, Tensor]
 
 
@@ -27,28 +27,37 @@ class Criterion(ABC):
     Attributes:
         draws: Independent noises per image that it needs.
         needs_labels: Whether it reads the labels of the images.
+        fields: Names of its sums. None if they are not numbers: such a criterion cannot be resampled.
         label: Name with its parameters, for reports.
     """
 
     draws: ClassVar[int] = 1
     needs_labels: ClassVar[bool] = False
+    fields: ClassVar[tuple[str, ...] | None]
     label: str
 
     @abstractmethod
-    def sums(self, maps: Sequence[Tensor], labels: Tensor | None) -> Sums:
-        """Reduces a batch to sums.
+    def sums(self, features: Features) -> Sums:
+        """Reduces a batch.
 
         Args:
-            maps: Features of the batch under each noise, ``draws`` tensors (B, C, h, w).
-            labels: Class of each image, (B,), or of each cell, (B, h, w); None unless ``needs_labels``.
+            features: Maps of the batch under ``draws`` noises.
 
         Returns:
-            Tensors that may be added to those of other batches.
+            For each of ``fields`` (G,), one number per group of images; without ``fields`` any tensors that may be
+            added to those of other batches.
         """
 
     @abstractmethod
-    def score(self, sums: Sums) -> float:
-        """Turns the sums over all images into the score."""
+    def score(self, sums: Sums) -> Tensor:
+        """Turns sums over images into scores.
+
+        Args:
+            sums: Tensors of one shape, each entry the sum of a field over images; every entry is scored by itself.
+
+        Returns:
+            The scores, in that shape.
+        """
 
 
 class HighFrequencyRatio(Criterion):
@@ -59,6 +68,8 @@ class HighFrequencyRatio(Criterion):
         norm: 2 for energies, 1 for magnitudes.
     """
 
+    fields = ('ratio', 'count')
+
     def __init__(self, sigma: float = 0.25, norm: int = 2) -> None:
         check_sigma(sigma)
         if norm not in (1, 2):
@@ -66,14 +77,18 @@ class HighFrequencyRatio(Criterion):
         self.sigma, self.norm = sigma, norm
         self.label = f'HFR (sigma {sigma:g}{", norm 1" if norm == 1 else ""})'
 
-    def sums(self, maps: Sequence[Tensor], labels: Tensor | None) -> Sums:
+    def sums(self, features: Features) -> Sums:
         """Sum of the ratios and number of images."""
-        ratio = high_frequency_ratio(maps[0], self.sigma, self.norm).double()
-        return {'ratio': ratio.sum(), 'count': ratio.new_tensor(len(ratio))}
+        height, width = features.maps[0].shape[-2:]
+        high, count = half_plane(height, width, float(self.sigma), self.norm, features.maps[0].device)
+        power = features.power(0, 0) if self.norm == 2 else features.spectrum(0).abs().sum(1).double()
+        total = (power * count).sum((1, 2))
+        ratio = torch.where(total == 0, 0.0, (power * high).sum((1, 2)) / total)
+        return {'ratio': features.per_group(ratio), 'count': features.counts}
 
-    def score(self, sums: Sums) -> float:
+    def score(self, sums: Sums) -> Tensor:
         """Mean ratio, in [0, 1]."""
-        return (sums['ratio'] / sums['count']).item()
+        return sums['ratio'] / sums['count']
 
 
 class NoiseConsistentHFR(Criterion):
@@ -81,13 +96,15 @@ class NoiseConsistentHFR(Criterion):
 
     Args:
         sigma: Width of the Gaussian, in cycles per sample.
-        centred: Take out the mean map over images first; needs at least two images.
+        centred: Take out what all images share (position embedding), group by group, see
+            :class:`~mmaselect.selection.features.Features`; needs groups of at least two images.
         min_consistency: Where the agreeing share of the features' energy is below this, the ratio is noise over noise
             and the score is 0. At pure noise that share is 0 by construction, up to an error of about
             ``1 / sqrt(images * cells)``.
     """
 
     draws = 2
+    fields = ('high', 'total', 'energy')
 
     def __init__(self, sigma: float = 0.25, centred: bool = True, min_consistency: float = 0.01) -> None:
         check_sigma(sigma)
@@ -96,40 +113,28 @@ class NoiseConsistentHFR(Criterion):
         self.sigma, self.centred, self.min_consistency = sigma, centred, min_consistency
         self.label = f'{"centred " if centred else ""}noise-consistent HFR (sigma {sigma:g})'
 
-    def sums(self, maps: Sequence[Tensor], labels: Tensor | None) -> Sums:
-        """Cross energies, own energy, and, for centring, the summed maps."""
-        a, b = maps[0].float(), maps[1].float()
-        high, total = cross_energies(a, b, self.sigma)
-        sums = {
-            'high': high.double().sum(),
-            'total': total.double().sum(),
-            'energy': ((a.square().sum() + b.square().sum()) / 2).double(),
-            'count': high.new_tensor(len(a), dtype=torch.float64),
+    def sums(self, features: Features) -> Sums:
+        """Cross energies in the high band and in all bands, and the features' own energy."""
+        own = [features.energy(draw, draw, None, self.centred) for draw in (0, 1)]
+        return {
+            'high': features.energy(0, 1, self.sigma, self.centred),
+            'total': features.energy(0, 1, None, self.centred),
+            'energy': (own[0] + own[1]) / 2,
         }
-        if self.centred:
-            sums.update(a=a.sum(0), b=b.sum(0))
-        return sums
 
-    def score(self, sums: Sums) -> float:
+    def score(self, sums: Sums) -> Tensor:
         """Ratio of the sums, in about [0, 1]; 0 where too little is consistent."""
-        high, total, energy, count = (sums[key] for key in ('high', 'total', 'energy', 'count'))
-        if self.centred:
-            # The filter is linear: centring before it is subtracting the energy of the mean maps after it.
-            mean_a, mean_b = (sums[key][None] / count for key in ('a', 'b'))
-            mean_high, mean_total = cross_energies(mean_a.float(), mean_b.float(), self.sigma)
-            mean_energy = (mean_a.square().sum() + mean_b.square().sum()) / 2
-            high, total = high - count * mean_high.double(), total - count * mean_total.double()
-            energy = energy - count * mean_energy
-        if total <= self.min_consistency * energy or total <= 0:
-            return 0.0
-        return (high / total).item()
+        high, total, energy = (sums[name] for name in self.fields)
+        consistent = (total > self.min_consistency * energy) & (total > 0)
+        return torch.where(consistent, high / torch.where(consistent, total, 1.0), 0.0)
 
 
 class FisherScore(Criterion):
     """Between-class over within-class scatter, with labels, see :func:`~mmaselect.selection.spectrum.fisher_score`.
 
     With one label per image a sample is a flattened map. With one label per cell (segmentation) a sample is the
-    feature of a cell, and ``pool`` does not apply.
+    feature of a cell, and ``pool`` does not apply. Its class means are maps, so it takes memory for every class,
+    timestep and tap, and is not resampled.
 
     Args:
         pool: Average the map to ``pool`` x ``pool`` cells first; None keeps every cell. One such map is kept for
@@ -138,6 +143,7 @@ class FisherScore(Criterion):
     """
 
     needs_labels = True
+    fields = None
 
     def __init__(self, pool: int | None = None, ignore_index: int = 255) -> None:
         if pool is not None and (isinstance(pool, bool) or not isinstance(pool, int) or pool < 1):
@@ -145,9 +151,9 @@ class FisherScore(Criterion):
         self.pool, self.ignore_index = pool, ignore_index
         self.label = f'Fisher Score (labels{f", pooled to {pool}x{pool}" if pool else ""})'
 
-    def sums(self, maps: Sequence[Tensor], labels: Tensor | None) -> Sums:
+    def sums(self, features: Features) -> Sums:
         """Energy, and number and summed map of every class."""
-        x = maps[0].float()
+        x, labels = features.maps[0].float(), features.labels
         if labels.dim() == 3:
             labels = labels.flatten()
             x = x.permute(0, 2, 3, 1).flatten(0, 2)[labels != self.ignore_index]
@@ -161,8 +167,8 @@ class FisherScore(Criterion):
             sums[f'count/{label}'] = members.new_tensor(len(members), dtype=torch.float64)
         return sums
 
-    def score(self, sums: Sums) -> float:
-        """The score, at least 0; infinite scatter ratios, as of one image per class, are an error.
+    def score(self, sums: Sums) -> Tensor:
+        """The score of all images, at least 0; infinite scatter ratios, as of one image per class, are an error.
 
         Raises:
             InputError: If no class has two images.
@@ -176,9 +182,7 @@ class FisherScore(Criterion):
         between, within = explained - mean_energy, sums['energy'] - explained
         # Identical images leave rounding error where the scatter is zero.
         tiny = 1e-12 * sums['energy']
-        if between <= tiny:
-            return 0.0
-        return (between / within.clamp_min(tiny)).item()
+        return torch.where(between <= tiny, 0.0, between / within.clamp_min(tiny))
 
 
 CRITERIA: dict[str, type[Criterion]] = {

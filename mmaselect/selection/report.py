@@ -11,7 +11,7 @@ from typing import Any
 from mmaselect.diffusion.family import Tap
 from mmaselect.errors import InputError, check_timestep
 from mmaselect.files import atomic_path, write_json
-from mmaselect.selection.search import Sweep
+from mmaselect.selection.search import Choice, Sweep
 
 #: Okabe and Ito's colours, told apart by every kind of colour vision.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
@@ -20,7 +20,7 @@ MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 
 @dataclass
 class Selection:
-    """A sweep, and which of its criteria decided.
+    """A search, and which of its criteria decided.
 
     Attributes:
         sweep: The scores.
@@ -33,26 +33,72 @@ class Selection:
     config: dict[str, Any]
 
     @property
+    def choice(self) -> Choice:
+        """What was chosen."""
+        return self.sweep.choices[self.criterion]
+
+    @property
     def timestep(self) -> float:
-        """The chosen timestep, in [0, 1000]."""
-        return self.sweep.choice(self.criterion)
+        """The chosen timestep, in [0, 1000]; of several the best."""
+        return self.choice.timesteps[0]
+
+    @property
+    def timesteps(self) -> list[float]:
+        """The chosen timesteps, the best first."""
+        return self.choice.timesteps
+
+    @property
+    def taps(self) -> list[Tap]:
+        """The chosen block and component; several where several were asked for."""
+        return self.choice.taps
+
+    @property
+    def block(self) -> int | list[int]:
+        """The chosen block, or the blocks."""
+        return _one_or_many([tap.block for tap in self.taps])
+
+    @property
+    def component(self) -> str | list[str]:
+        """The chosen component, or the components."""
+        return _one_or_many([tap.component for tap in self.taps])
 
     @property
     def choices(self) -> dict[str, float]:
-        """What every computed criterion would have chosen."""
+        """The timestep that each computed criterion would have chosen."""
         return {label: self.sweep.choice(label) for label in self.sweep.scores}
+
+    def curve(self, label: str) -> list[float]:
+        """Score of a criterion over timesteps at the chosen taps."""
+        return self.sweep.curve(label, self.taps)
+
+    def bounds(self, label: str) -> list[list[float]] | None:
+        """95 % intervals of :meth:`curve`; None if there are none, or if the curve is an average over taps."""
+        by_tap = self.sweep.intervals.get(label)
+        return by_tap[self.taps[0]] if by_tap and len(self.taps) == 1 else None
+
+    def check(self) -> None:
+        """Raises :class:`InputError` if the deciding criterion is 0 at every timestep."""
+        if not any(self.curve(self.criterion)):
+            raise InputError(
+                f'{self.criterion} is 0 at every timestep: nothing in the features depends on the image '
+                '(are the images all alike, or num_images too small?)'
+            )
 
     @property
     def disagreement(self) -> str | None:
-        """One sentence if criteria choose timesteps that are more than one step of the sweep apart, else None."""
+        """One sentence if criteria choose timesteps that are more than one step apart, or other taps, else None."""
         steps = self.sweep.timesteps
-        position = {label: steps.index(choice) for label, choice in self.choices.items()}
-        if max(position.values()) - min(position.values()) <= 1:
+        places = [steps.index(choice) for choice in self.choices.values()]
+        others = [choice.taps != self.taps for choice in self.sweep.choices.values()]
+        if max(places) - min(places) <= 1 and not any(others):
             return None
-        by_choice: dict[float, list[str]] = {}
-        for label, choice in self.choices.items():
-            by_choice.setdefault(choice, []).append(label)
-        parts = [f'{" and ".join(labels)} -> {choice:g}' for choice, labels in sorted(by_choice.items())]
+        by_choice: dict[str, list[str]] = {}
+        for label, choice in sorted(self.sweep.choices.items(), key=lambda item: item[1].timesteps[0]):
+            where = f'{choice.timesteps[0]:g}'
+            if any(others):
+                where += f' ({name_taps(choice.taps)})'
+            by_choice.setdefault(where, []).append(label)
+        parts = [f'{" and ".join(labels)} -> {where}' for where, labels in by_choice.items()]
         return (
             f'The criteria DISAGREE: {"; ".join(parts)}. Used: {self.timestep:g}, by {self.criterion}. '
             'Plain HFR rises with injected noise where the network lets it through; '
@@ -66,41 +112,55 @@ class Selection:
             **extra: Further entries (seed, identity, versions).
         """
         sweep = self.sweep
-        taps = list(next(iter(sweep.scores.values())))
-        blocks, components = (sorted({tap[part] for tap in taps}) for part in (0, 1))
         return {
-            'timestep': self.timestep,
-            'block': blocks[0] if len(blocks) == 1 else blocks,
-            'component': components[0] if len(components) == 1 else components,
+            'timestep': self.timestep if len(self.timesteps) == 1 else self.timesteps,
+            'block': self.block,
+            'component': self.component,
             'criterion': self.config,
             'criterion_label': self.criterion,
             'timesteps': sweep.timesteps,
-            'scores': {label: sweep.curve(label) for label in sweep.scores},
-            'scores_per_tap': {
-                label: {f'block {tap.block} {tap.component}': values for tap, values in by_tap.items()}
-                for label, by_tap in sweep.scores.items()
-            },
+            'scores': {label: self.curve(label) for label in sweep.scores},
+            'scores_per_tap': _by_name(sweep.scores),
+            'intervals_per_tap': _by_name(sweep.intervals),
+            'agreement': self.choice.agreement,
             'choices': self.choices,
+            'decisions': {
+                label: {
+                    'timesteps': choice.timesteps,
+                    'taps': [_name(tap) for tap in choice.taps],
+                    'agreement': choice.agreement,
+                    'resamples': {f'{timestep:g}': share for timestep, share in choice.resamples.items()},
+                }
+                for label, choice in sweep.choices.items()
+            },
             'disagreement': self.disagreement,
             'num_images': sweep.num_images,
             'block_evaluations': sweep.block_evaluations,
             'encoder_runs': sweep.encoder_runs,
             'seconds': sweep.seconds,
+            'strategy': sweep.strategy,
             **extra,
         }
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Selection:
         """Reads back what :meth:`to_dict` gave, as :func:`read_selection` returns it."""
-        scores = {}
-        for label, by_tap in content['scores_per_tap'].items():
-            taps = {}
-            for name, values in by_tap.items():
-                _, block, component = name.split()
-                taps[Tap(int(block), component)] = values
-            scores[label] = taps
-        fields = ('timesteps', 'num_images', 'block_evaluations', 'encoder_runs', 'seconds')
-        sweep = Sweep(scores=scores, **{name: content[name] for name in fields})
+        choices = {
+            label: Choice(
+                timesteps=choice['timesteps'],
+                taps=[_tap(name) for name in choice['taps']],
+                agreement=choice['agreement'],
+                resamples={float(timestep): share for timestep, share in choice['resamples'].items()},
+            )
+            for label, choice in content['decisions'].items()
+        }
+        scores, intervals = (
+            {label: {_tap(name): values for name, values in by_tap.items()} for label, by_tap in content[key].items()}
+            for key in ('scores_per_tap', 'intervals_per_tap')
+        )
+        fields = ('timesteps', 'num_images', 'block_evaluations', 'encoder_runs', 'seconds', 'strategy')
+        plain = {name: content[name] for name in fields}
+        sweep = Sweep(scores=scores, choices=choices, intervals=intervals, **plain)
         return cls(sweep, content['criterion_label'], content['criterion'])
 
     def save(self, folder: str | Path, **extra: Any) -> dict[str, Any]:
@@ -119,7 +179,7 @@ class Selection:
         return content
 
     def table(self) -> str:
-        """The scores as a text table, the choice of each criterion marked with ``*``, and any disagreement below."""
+        """The scores as a text table, the choice of each criterion marked with ``*``, and what to know of it below."""
         from rich.table import Table
 
         sweep = self.sweep
@@ -127,20 +187,50 @@ class Selection:
         table.add_column('timestep', justify='right')
         for label in sweep.scores:
             table.add_column(label + (' (decides)' if label == self.criterion else ''), justify='right')
-        curves = {label: sweep.curve(label) for label in sweep.scores}
+        curves = {label: self.curve(label) for label in sweep.scores}
         for row, timestep in enumerate(sweep.timesteps):
             cells = [
                 f'{"* " if self.choices[label] == timestep else ""}{curve[row]:.4f}' for label, curve in curves.items()
             ]
-            table.add_row(f'{"-> " if timestep == self.timestep else ""}{timestep:g}', *cells)
+            table.add_row(f'{"-> " if timestep in self.timesteps else ""}{timestep:g}', *cells)
+        chosen = ', '.join(f'{timestep:g}' for timestep in self.timesteps)
         lines = [
             render(table),
-            f'selected timestep {self.timestep:g} by {self.criterion}: '
-            f'{sweep.block_evaluations} block evaluations, {sweep.seconds:.1f} s',
+            f'selected timestep{"s" if len(self.timesteps) > 1 else ""} {chosen}, {name_taps(self.taps)}, by '
+            f'{self.criterion}: {sweep.strategy}, {sweep.block_evaluations} block evaluations, {sweep.seconds:.1f} s',
         ]
+        if self.choice.agreement is not None:
+            shares = sorted(self.choice.resamples.items(), key=lambda item: -item[1])[:4]
+            drawn = ', '.join(f'{timestep:g} in {100 * share:.0f} %' for timestep, share in shares)
+            lines.append(
+                f'{100 * self.choice.agreement:.0f} % of the bootstrap resamples agree (they choose timestep {drawn})'
+            )
         if self.disagreement:
             lines.append(self.disagreement)
         return '\n'.join(lines)
+
+
+def _one_or_many(values: list) -> Any:
+    distinct = list(dict.fromkeys(values))
+    return distinct[0] if len(distinct) == 1 else distinct
+
+
+def _name(tap: Tap) -> str:
+    return f'block {tap.block} {tap.component}'
+
+
+def _tap(name: str) -> Tap:
+    _, block, component = name.split()
+    return Tap(int(block), component)
+
+
+def _by_name(values: dict[str, dict[Tap, list]]) -> dict[str, dict[str, list]]:
+    return {label: {_name(tap): value for tap, value in by_tap.items()} for label, by_tap in values.items()}
+
+
+def name_taps(taps: Sequence[Tap]) -> str:
+    """Taps in words, ``'block 12 query'``."""
+    return ', '.join(_name(tap) for tap in taps)
 
 
 def render(table: Any, width: int = 120) -> str:
@@ -155,7 +245,7 @@ def render(table: Any, width: int = 120) -> str:
 
 
 def plot(selection: Selection, path: str | Path, accuracy: Sequence[float] | None = None) -> None:
-    """Draws the curve of every criterion over timesteps, the choices marked.
+    """Draws the curve of every criterion over timesteps at the chosen taps, the choices marked.
 
     Args:
         selection: What to draw.
@@ -169,19 +259,32 @@ def plot(selection: Selection, path: str | Path, accuracy: Sequence[float] | Non
     figure = Figure(figsize=(8, 4.8), dpi=120, layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    unbounded = [label for label in sweep.scores if max(sweep.curve(label)) > 1.5]
+    unbounded = [label for label in sweep.scores if max(selection.curve(label)) > 1.5]
     for number, label in enumerate(sweep.scores):
-        curve = sweep.curve(label)
+        curve = selection.curve(label)
         # A score without an upper bound would flatten all the others.
         scale = max(curve) if label in unbounded else 1
         name = f'{label}, divided by {scale:.3g}' if label in unbounded else label
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         axes.plot(sweep.timesteps, [value / scale for value in curve], color=colour, marker=marker, ms=4, label=name)
+        bounds = selection.bounds(label)
+        if bounds:
+            low, high = ([bound[side] / scale for bound in bounds] for side in (0, 1))
+            axes.fill_between(sweep.timesteps, low, high, color=colour, alpha=0.2, lw=0)
         best = sweep.timesteps.index(selection.choices[label])
         axes.plot(sweep.timesteps[best], curve[best] / scale, marker=marker, ms=11, mfc='none', mew=2, color=colour)
-    axes.axvline(selection.timestep, color='0.6', ls='--', lw=1, label=f'selected: {selection.timestep:g}')
+    for number, timestep in enumerate(selection.timesteps):
+        chosen = ', '.join(f'{one:g}' for one in selection.timesteps)
+        agreement = selection.choice.agreement
+        sure = '' if agreement is None else f' ({100 * agreement:.0f} % of resamples)'
+        label = None if number else f'selected: {chosen}{sure}'
+        axes.axvline(timestep, color='0.6', ls='--', lw=1, label=label)
     axes.set(xlabel='timestep (0 clean, 1000 pure noise)', ylabel='score (share of energy)')
-    axes.set_title(f'Timestep selection, {sweep.num_images} images (large marker: highest score)', fontsize=10)
+    axes.set_title(
+        f'Timestep selection, {sweep.num_images} images, {name_taps(selection.taps)}\n'
+        '(large marker: choice; band: 95 % bootstrap interval)',
+        fontsize=10,
+    )
     handles, labels = axes.get_legend_handles_labels()
     if accuracy is not None:
         right = axes.twinx()
@@ -211,7 +314,9 @@ def read_selection(path: str | Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
-        check_timestep(content['timestep'])
+        chosen = content['timestep']
+        for timestep in chosen if isinstance(chosen, list) else [chosen]:
+            check_timestep(timestep)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f'{path} is not a selection.json: {error}') from error
     return content

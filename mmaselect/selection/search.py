@@ -1,19 +1,31 @@
-"""The sweep: every timestep scored on the same images under the same noises, each image encoded once."""
+"""The search: timesteps, and where asked for blocks and components, scored on the same images under the same noises."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmaselect.diffusion.family import Tap
 from mmaselect.diffusion.model import FrozenDiffusion
 from mmaselect.diffusion.noise import seeded_noise
-from mmaselect.errors import InputError, check_timestep
+from mmaselect.errors import InputError, check_timestep, unknown
+from mmaselect.selection.bootstrap import BINS, choose, drop_doubtful, interval, resample
+from mmaselect.selection.coarse import coarse_to_fine
+from mmaselect.selection.coverage import greedy, overlap, sketch
 from mmaselect.selection.criteria import Criterion, Sums, add_sums
+from mmaselect.selection.features import Features
+
+STRATEGIES = ('sweep', 'coarse-to-fine')
+#: Images that are centred together, and that the bootstrap draws together.
+GROUP = 4
+#: ``num_images='auto'`` begins with the first number of images and doubles it up to the second.
+AUTO_IMAGES = (64, 4096)
 
 
 @dataclass
@@ -24,41 +36,92 @@ class Batch:
         images: (B, 3, H, W) in [-1, 1], H and W multiples of the model's stride.
         indices: Index of each image in its data set: it names the image's noise, whichever rank or batch it is in.
         labels: Class of each image, (B,), of each cell of a map, (B, h, w), or None.
+        groups: Number of each image's group, counted over all ranks; a group lies in one batch. None groups every
+            ``GROUP`` neighbours.
     """
 
     images: Tensor
     indices: Sequence[int]
     labels: Tensor | None = None
+    groups: Sequence[int] | None = None
+
+
+@dataclass
+class Choice:
+    """What a criterion chooses.
+
+    Attributes:
+        timesteps: The chosen timestep, or several, the best first.
+        taps: The chosen block and component, or several where several feed the head.
+        agreement: Share of the bootstrap's resamples that choose the same timestep and taps; None without a bootstrap.
+        resamples: Share of the resamples that choose a timestep, by timestep.
+    """
+
+    timesteps: list[float]
+    taps: list[Tap]
+    agreement: float | None = None
+    resamples: dict[float, float] = field(default_factory=dict)
 
 
 @dataclass
 class Sweep:
-    """Result of :func:`sweep`.
+    """Result of a search.
 
     Attributes:
         timesteps: What was tried, ascending.
         scores: Score of each criterion (by its label) at each tap and timestep.
+        choices: What each criterion chooses.
+        intervals: 95 % bootstrap interval (low, high) of each score; a criterion that cannot be resampled has none.
         num_images: Images over all ranks.
         block_evaluations: Images x timesteps x noises x blocks, over all ranks.
         encoder_runs: Images that went through the latent encoder, over all ranks.
         seconds: Wall time of this rank.
+        strategy: How it was searched, in words.
     """
 
     timesteps: list[float]
-    scores: dict[str, dict[Tap, list[float]]] = field(default_factory=dict)
+    scores: dict[str, dict[Tap, list[float]]]
+    choices: dict[str, Choice]
+    intervals: dict[str, dict[Tap, list[list[float]]]] = field(default_factory=dict)
     num_images: int = 0
     block_evaluations: int = 0
     encoder_runs: int = 0
     seconds: float = 0.0
+    strategy: str = 'sweep'
 
-    def curve(self, label: str) -> list[float]:
-        """Score of a criterion over timesteps, averaged over taps: one timestep feeds them all."""
-        return torch.tensor(list(self.scores[label].values()), dtype=torch.float64).mean(0).tolist()
+    def curve(self, label: str, taps: Sequence[Tap] | None = None) -> list[float]:
+        """Score of a criterion over timesteps, averaged over taps, by default those it chooses."""
+        taps = self.choices[label].taps if taps is None else taps
+        return torch.tensor([self.scores[label][tap] for tap in taps], dtype=torch.float64).mean(0).tolist()
 
     def choice(self, label: str) -> float:
-        """The timestep with the highest score; of equal ones the least noisy."""
-        curve = self.curve(label)
-        return self.timesteps[curve.index(max(curve))]
+        """The timestep that a criterion chooses; of several the best."""
+        return self.choices[label].timesteps[0]
+
+
+class Ranks(Protocol):
+    """What a search needs from a process group; every rank makes the same calls in the same order."""
+
+    def add(self, sums: Sums) -> Sums:
+        """Adds the entries of all ranks; an entry that a rank lacks counts as zero."""
+        ...
+
+    def check(self, error: str | None) -> None:
+        """Raises :class:`InputError` on every rank if one of them brings an error."""
+        ...
+
+
+class OneProcess:
+    """A process group of one."""
+
+    def add(self, sums: Sums) -> Sums:
+        """Gives back the sums."""
+        return sums
+
+    def check(self, error: str | None) -> None:
+        """Raises the error, if there is one."""
+        if error is not None:
+            raise InputError(error)
 
 
 def make_timesteps(timesteps: dict | Sequence[float]) -> list[float]:
@@ -90,123 +153,314 @@ def make_timesteps(timesteps: dict | Sequence[float]) -> list[float]:
     return sorted(set(values))
 
 
-@dataclass
-class Partial:
-    """One rank's share of a sweep, before the ranks meet.
+def draw_portions(size: int, num_images: int | str | None, seed: int) -> list[list[int]]:
+    """Draws the images to select on; the same on every rank.
 
-    Attributes:
-        sums: Of each criterion (by its position) at each timestep and tap.
-        images: Images seen.
-        seconds: Wall time.
+    Args:
+        size: Of the data set.
+        num_images: How many, None for all, or ``'auto'`` for portions that double what has been drawn.
+        seed: Of the draw.
+
+    Returns:
+        Indices, ascending within a portion: one portion, unless ``num_images`` is ``'auto'``.
     """
+    order = np.random.default_rng(seed).permutation(size).tolist()
+    if num_images != 'auto':
+        return [sorted(order[: size if num_images is None else num_images])]
+    portions, start, stop = [], 0, AUTO_IMAGES[0]
+    while start < min(size, AUTO_IMAGES[1]):
+        portions.append(sorted(order[start : min(stop, AUTO_IMAGES[1])]))
+        start, stop = stop, 2 * stop
+    return portions or [[]]
 
-    sums: dict[tuple[float, int, Tap], Sums] = field(default_factory=dict)
-    images: int = 0
-    seconds: float = 0.0
 
-
-def num_draws(criteria: Sequence[Criterion]) -> int:
-    """Noises per image that serve all criteria."""
-    return max(criterion.draws for criterion in criteria)
-
-
-@torch.no_grad()
-def accumulate(
-    model: FrozenDiffusion,
-    batches: Iterable[Batch],
-    timesteps: Sequence[float],
-    criteria: Sequence[Criterion],
-    seed: int = 0,
-    on_pass: Callable[[], object] | None = None,
-) -> Partial:
-    """Runs one rank's share of a sweep; nothing is communicated.
+class Search:
+    """Gathers sums of images; images may come in portions and timesteps in turns.
 
     Noise is common to all timesteps, so that curves differ by the timestep alone, and independent over images and
-    draws. Only one batch and the criteria's sums are in memory at a time.
+    draws. Every pass fills a column: all taps of a timestep, each map reduced to its sums as soon as the block that
+    makes it has run.
 
     Args:
         model: The frozen model; its taps are scored.
-        batches: This rank's share of the images.
-        timesteps: What to try, ascending, each in [0, 1000].
-        criteria: What to compute; one pass per noise serves them all.
-        seed: Of the noise.
+        timesteps: What may be tried, ascending, each in [0, 1000].
+        criteria: What to compute; one pass per noise serves them all. The first one decides.
+        alternatives: Sets of taps of which one is to be chosen; by default there is one, all taps.
+        num_timesteps: How many timesteps to choose; more than one needs a second noise, to know what they share.
+        seed: Of the noise and of the bootstrap.
         on_pass: Called after every forward pass, for a progress bar.
-
-    Returns:
-        The sums.
+        keep: Keep the latents (float32, on the CPU), so that further timesteps need no second encoding.
+        ranks: The process group.
 
     Raises:
-        InputError: If a criterion needs labels that are not there, or if features are not finite.
+        InputError: If there are fewer timesteps than are to be chosen.
     """
-    started = time.perf_counter()
-    result = Partial()
-    for batch in batches:
-        missing = [criterion.label for criterion in criteria if criterion.needs_labels and batch.labels is None]
-        if missing:
-            raise InputError(f'criterion {missing[0]!r} needs labels; these images have none')
-        latent = model.encode(batch.images)
+
+    def __init__(
+        self,
+        model: FrozenDiffusion,
+        timesteps: Sequence[float],
+        criteria: Sequence[Criterion],
+        alternatives: Sequence[Sequence[Tap]] | None = None,
+        num_timesteps: int = 1,
+        seed: int = 0,
+        on_pass: Callable[[], object] | None = None,
+        keep: bool = False,
+        ranks: Ranks | None = None,
+    ) -> None:
+        if num_timesteps > len(timesteps):
+            raise InputError(
+                f'num_timesteps={num_timesteps} is more than the {len(timesteps)} timesteps to choose from'
+            )
+        self.model, self.timesteps, self.criteria = model, list(timesteps), list(criteria)
+        self.taps = list(dict.fromkeys(model.family.taps))
+        self.alternatives = [list(taps) for taps in alternatives or [self.taps]]
+        self.num_timesteps, self.seed, self.on_pass, self.keep = num_timesteps, seed, on_pass, keep
+        self.ranks = ranks or OneProcess()
+        self.draws = max([criterion.draws for criterion in criteria] + [2 if num_timesteps > 1 else 1])
+        shape = (len(self.timesteps), len(self.taps))
+        self._binned = {
+            number: torch.zeros(*shape, len(criterion.fields), BINS, dtype=torch.float64)
+            for number, criterion in enumerate(self.criteria)
+            if criterion.fields is not None
+        }
+        self._free: dict[tuple[int, int, int], Sums] = {}
+        self._shared = torch.zeros(len(self.taps), len(self.timesteps), len(self.timesteps), dtype=torch.float64)
+        self._counts = torch.zeros(3, dtype=torch.float64)  # images, block evaluations, encoder runs
+        self._kept: list[tuple[Tensor, Batch]] = []
+        self.evaluated: set[int] = set()
+        self._images = 0
+        self._seconds = 0.0
+
+    # --- gathering -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def add(self, batches: Iterable[Batch], positions: Sequence[int]) -> None:
+        """Encodes this rank's images and runs them at some of the timesteps.
+
+        Args:
+            batches: Images that were not seen before.
+            positions: Positions in ``timesteps``.
+
+        Raises:
+            InputError: If a criterion needs labels that are not there, or if features are not finite; on all ranks.
+        """
+        self._guard(lambda: self._add(batches, positions))
+        self.evaluated |= set(positions)
+
+    @torch.no_grad()
+    def extend(self, positions: Sequence[int]) -> None:
+        """Runs the images seen so far at further timesteps; needs ``keep``.
+
+        Args:
+            positions: Positions in ``timesteps`` that were not run before.
+        """
+
+        def run() -> None:
+            for latent, batch in self._kept:
+                self._run(latent.to(next(self.model.parameters()).device), batch, positions)
+
+        self._guard(run)
+        self.evaluated |= set(positions)
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        # A rank that stopped alone would leave the others waiting in the reduction.
+        started, error = time.perf_counter(), None
+        try:
+            work()
+        except InputError as caught:
+            error = str(caught)
+        self.ranks.check(error)
+        self._seconds += time.perf_counter() - started
+
+    def _add(self, batches: Iterable[Batch], positions: Sequence[int]) -> None:
+        for batch in batches:
+            missing = [
+                criterion.label for criterion in self.criteria if criterion.needs_labels and batch.labels is None
+            ]
+            if missing:
+                raise InputError(f'criterion {missing[0]!r} needs labels; these images have none')
+            if batch.groups is None:
+                batch.groups = [(self._images + position) // GROUP for position in range(len(batch.indices))]
+            latent = self.model.encode(batch.images)
+            self._images += len(batch.indices)
+            self._counts += torch.tensor([len(batch.indices), 0, len(batch.indices)])
+            if self.keep:
+                self._kept.append((latent.float().cpu(), replace(batch, images=latent.new_empty(0))))
+            self._run(latent, batch, positions)
+
+    def _run(self, latent: Tensor, batch: Batch, positions: Sequence[int]) -> None:
         shape = tuple(latent.shape[1:])
         noises = [
-            torch.stack([seeded_noise(shape, seed, index, draw) for index in batch.indices]).to(latent.device)
-            for draw in range(num_draws(criteria))
+            torch.stack([seeded_noise(shape, self.seed, index, draw) for index in batch.indices]).to(latent.device)
+            for draw in range(self.draws)
         ]
-        for timestep in timesteps:
-            passes = []
-            for noise in noises:
-                maps = model(latent, noise, timestep)
-                check_finite(maps, timestep)
-                passes.append(maps)
-                if on_pass is not None:
-                    on_pass()
-            for tap in passes[0]:
-                tap_maps = [maps[tap] for maps in passes]
-                for number, criterion in enumerate(criteria):
-                    key = (timestep, number, tap)
-                    result.sums[key] = add_sums(result.sums.get(key, {}), criterion.sums(tap_maps, batch.labels))
-        result.images += len(batch.indices)
-    result.seconds = time.perf_counter() - started
-    return result
+        names, groups = torch.tensor(batch.groups).unique(return_inverse=True)
+        bins = names % BINS
+        labels = None if batch.labels is None else batch.labels.to(latent.device)
+        sketches: dict[int, list[Tensor]] = {number: [] for number in range(len(self.taps))}
+        for position in positions:
+            timestep = self.timesteps[position]
+            passes = [self.model.iterate(latent, noise, timestep) for noise in noises]
+            # In step, so that one map per noise is all that is in memory.
+            for read in zip(*passes, strict=True):
+                tap, number = read[0][0], self.taps.index(read[0][0])
+                maps = [value for _, value in read]
+                check_finite(maps, tap, timestep)
+                features = Features(maps, groups, labels)
+                self._reduce(position, number, features, bins)
+                if self.num_timesteps > 1:
+                    sketches[number].append(sketch(features))
+            self._counts[1] += len(batch.indices) * self.draws * self.model.num_blocks
+            for _ in noises:
+                if self.on_pass is not None:
+                    self.on_pass()
+        if self.num_timesteps > 1:
+            self._shared += torch.stack([overlap(sketches[number]).cpu() for number in range(len(self.taps))])
+
+    def _reduce(self, position: int, number: int, features: Features, bins: Tensor) -> None:
+        for which, criterion in enumerate(self.criteria):
+            sums = criterion.sums(features)
+            if which in self._binned:
+                values = torch.stack([sums[name] for name in criterion.fields]).double().cpu()
+                self._binned[which][position, number].index_add_(1, bins, values)
+            else:
+                key = (which, position, number)
+                self._free[key] = add_sums(self._free.get(key, {}), {name: value.cpu() for name, value in sums.items()})
+
+    # --- scoring -------------------------------------------------------------------------------------------------
+
+    def finish(self, strategy: str = 'sweep') -> Sweep:
+        """Brings the ranks together and scores what has been evaluated so far; may be called again after more of it.
+
+        Args:
+            strategy: How it was searched, in words, for the report.
+
+        Returns:
+            The scores and choices, the same on every rank.
+
+        Raises:
+            InputError: If there are no images.
+        """
+        started = time.perf_counter()
+        dense = {f'binned/{number}': value for number, value in self._binned.items()}
+        total = self.ranks.add({'counts': self._counts, 'shared': self._shared, **dense})
+        images, block_evaluations, encoder_runs = (round(value) for value in total['counts'].tolist())
+        if not images:
+            raise InputError('selection has no images: the data set is empty')
+        evaluated = sorted(self.evaluated)
+        result = Sweep([self.timesteps[position] for position in evaluated], {}, {}, strategy=strategy)
+        result.num_images, result.block_evaluations, result.encoder_runs = images, block_evaluations, encoder_runs
+        for which, criterion in enumerate(self.criteria):
+            resampled = None
+            if which in self._binned:
+                sums = total[f'binned/{which}'].cpu()[evaluated]
+                whole = sums.sum(-1)
+                scores = criterion.score({name: whole[..., n] for n, name in enumerate(criterion.fields)})
+                resampled = resample(criterion, sums, seed=self.seed)
+                if resampled is not None:
+                    scores, resampled = drop_doubtful(scores, resampled)
+            else:
+                scores = self._score_free(which, criterion, evaluated)
+            result.scores[criterion.label] = dict(zip(self.taps, scores.T.tolist(), strict=True))
+            if resampled is not None:
+                bounds = interval(resampled).transpose(0, 1).tolist()
+                result.intervals[criterion.label] = dict(zip(self.taps, bounds, strict=True))
+            result.choices[criterion.label] = self._choose(result.timesteps, scores, resampled, total['shared'].cpu())
+        result.seconds = self._seconds + time.perf_counter() - started
+        return result
+
+    def _score_free(self, which: int, criterion: Criterion, evaluated: Sequence[int]) -> Tensor:
+        rows = [
+            [
+                float(criterion.score(self.ranks.add(self._free.get((which, position, number), {}))))
+                for number in range(len(self.taps))
+            ]
+            for position in evaluated
+        ]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    def _choose(self, timesteps: list[float], scores: Tensor, resampled: Tensor | None, shared: Tensor) -> Choice:
+        members = [[self.taps.index(tap) for tap in taps] for taps in self.alternatives]
+        by_alternative = torch.stack([scores[:, numbers].mean(1) for numbers in members])
+        draws = None if resampled is None else torch.stack([resampled[:, numbers].mean(1) for numbers in members])
+        blocks = [max(tap.block for tap in taps) for taps in self.alternatives]
+        alternative, position, drawn = choose(by_alternative, draws, blocks)
+        chosen = [position]
+        if self.num_timesteps > 1:
+            shared = shared[members[alternative]].mean(0)
+            chosen = greedy(by_alternative[alternative].clamp_min(0).tolist(), shared, position, self.num_timesteps)
+        choice = Choice([timesteps[number] for number in chosen], list(self.alternatives[alternative]))
+        if drawn is not None:
+            same = (drawn[:, 0] == alternative) & (drawn[:, 1] == position)
+            choice.agreement = same.double().mean().item()
+            counts = torch.bincount(drawn[:, 1], minlength=len(timesteps)).tolist()
+            choice.resamples = {
+                timestep: count / len(drawn) for timestep, count in zip(timesteps, counts, strict=True) if count
+            }
+        return choice
 
 
-def finish(
-    partial: Partial,
-    model: FrozenDiffusion,
-    timesteps: Sequence[float],
-    criteria: Sequence[Criterion],
-    reduce: Callable[[Sums], Sums] | None = None,
+def run(
+    search: Search,
+    portions: Iterable[Iterable[Batch]],
+    strategy: str = 'sweep',
+    stability: float | None = None,
+    on_portion: Callable[[Sweep], object] | None = None,
 ) -> Sweep:
-    """Brings the ranks' shares together and scores them.
+    """Searches.
 
     Args:
-        partial: This rank's share.
-        model: As given to :func:`accumulate`.
-        timesteps: Likewise.
-        criteria: Likewise.
-        reduce: Adds the sums of all ranks; every rank must call it, in the same order. None for a single process.
+        search: Fresh; of ``'coarse-to-fine'`` one that keeps latents.
+        portions: This rank's images, in one or several portions.
+        strategy: ``'sweep'`` tries every timestep; ``'coarse-to-fine'`` at most a third of them, unless the curve of
+            the deciding criterion (over the best alternative at each timestep) is flat or has several peaks.
+        stability: Take no further portion once this share of resamples agrees with the choice; None takes them all.
+        on_portion: Called with the state after each portion but the last.
 
     Returns:
-        The scores, the same on every rank.
+        The result.
 
     Raises:
-        InputError: If there are no images.
+        InputError: If the strategy is unknown or does not fit, if there are no images, or features are not finite.
     """
-    add_ranks = reduce or (lambda sums: sums)
-    images = round(add_ranks({'images': torch.tensor(float(partial.images))})['images'].item())
-    if not images:
-        raise InputError('selection has no images: the data set is empty')
-    result = Sweep(
-        timesteps=list(timesteps),
-        num_images=images,
-        encoder_runs=images,
-        block_evaluations=images * len(timesteps) * num_draws(criteria) * model.num_blocks,
-        seconds=partial.seconds,
-    )
-    for number, criterion in enumerate(criteria):
-        result.scores[criterion.label] = {
-            tap: [criterion.score(add_ranks(partial.sums.get((timestep, number, tap), {}))) for timestep in timesteps]
-            for tap in dict.fromkeys(model.family.taps)
-        }
-    return result
+    if strategy not in STRATEGIES:
+        raise unknown('search', strategy, STRATEGIES)
+    if strategy == 'coarse-to-fine' and search.num_timesteps > 1:
+        raise InputError("search='coarse-to-fine' finds one timestep: choosing several needs search='sweep'")
+    label = search.criteria[0].label
+
+    def start(positions: list[int]) -> None:
+        for portion in portions:
+            search.add(portion, positions)
+            if stability is None:
+                continue
+            state = search.finish()
+            agreement = state.choices[label].agreement
+            if agreement is None and search.criteria[0].fields is None:
+                raise InputError(f"num_images='auto' needs a criterion that can be resampled; {label} cannot")
+            if agreement is not None and agreement >= stability:
+                return
+            if on_portion is not None:
+                on_portion(state)
+
+    if strategy == 'sweep':
+        start(list(range(len(search.timesteps))))
+        return search.finish()
+    if not search.keep:
+        raise InputError("search='coarse-to-fine' needs keep=True")
+
+    def evaluate(positions: list[int]) -> dict[int, float]:
+        if search.evaluated:
+            search.extend(positions)
+        else:
+            start(positions)
+        state = search.finish()
+        curves = [state.curve(label, taps) for taps in search.alternatives]
+        return dict(zip(sorted(search.evaluated), map(max, zip(*curves, strict=True)), strict=True))
+
+    done = coarse_to_fine(len(search.timesteps), evaluate, search.timesteps)
+    return search.finish(done)
 
 
 def sweep(
@@ -217,16 +471,14 @@ def sweep(
     seed: int = 0,
     on_pass: Callable[[], object] | None = None,
 ) -> Sweep:
-    """Scores every timestep in one process: :func:`accumulate`, then :func:`finish`."""
-    partial = accumulate(model, batches, timesteps, criteria, seed, on_pass)
-    return finish(partial, model, timesteps, criteria)
+    """Scores every timestep on all images, in one process; arguments as of :class:`Search`."""
+    return run(Search(model, timesteps, criteria, seed=seed, on_pass=on_pass), [batches])
 
 
-def check_finite(maps: dict[Tap, Tensor], timestep: float) -> None:
+def check_finite(maps: Sequence[Tensor], tap: Tap, timestep: float) -> None:
     """Raises :class:`InputError`, naming timestep and tap, if a map holds NaN or infinity."""
-    for tap, value in maps.items():
-        if not torch.isfinite(value).all():
-            raise InputError(
-                f'features are not finite at timestep {timestep:g}, block {tap.block}, {tap.component}: '
-                'the weights or the images hold NaN or infinity, or the dtype overflows'
-            )
+    if not all(torch.isfinite(value).all() for value in maps):
+        raise InputError(
+            f'features are not finite at timestep {timestep:g}, block {tap.block}, {tap.component}: '
+            'the weights or the images hold NaN or infinity, or the dtype overflows'
+        )

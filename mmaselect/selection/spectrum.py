@@ -42,9 +42,19 @@ def check_sigma(sigma: float) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _half_plane(height: int, width: int, sigma: float, power: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Weights for ``rfft2``, which keeps half of the frequencies of a real map: every kept one but the columns 0 and
-    width / 2 stands for two. Returns ``count * H^power`` and ``count``, each (height, width // 2 + 1).
+def half_plane(height: int, width: int, sigma: float, power: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Weights for the frequencies that :func:`spectrum` keeps.
+
+    Args:
+        height: Rows of the map.
+        width: Columns of the map.
+        sigma: See :func:`gaussian_high_pass`.
+        power: Of the filter: 2 for energies, 1 for magnitudes.
+        device: Where the result goes.
+
+    Returns:
+        ``count * H^power`` and ``count``, each (height, width // 2 + 1): every kept frequency but those of the columns
+        0 and width / 2 counts for two.
     """
     columns = width // 2 + 1
     count = torch.full((columns,), 2.0, device=device)
@@ -55,7 +65,8 @@ def _half_plane(height: int, width: int, sigma: float, power: int, device: torch
     return count * high**power, count.expand(height, columns)
 
 
-def _spectrum(maps: Tensor) -> Tensor:
+def spectrum(maps: Tensor) -> Tensor:
+    """The half of ``F(maps)`` that a real map needs, (..., h, w // 2 + 1), complex64."""
     # Half precision has no FFT on most devices and too few bits for a sum of squares.
     return torch.fft.rfft2(maps.float(), norm='ortho')
 
@@ -84,8 +95,8 @@ def high_frequency_ratio(q: Tensor, sigma: float = 0.25, norm: int = 2) -> Tenso
     if norm not in (1, 2):
         raise InputError(f'norm={norm!r} is not valid: choose 2 (energy) or 1 (magnitude)')
     check_sigma(sigma)
-    high, count = _half_plane(*q.shape[-2:], float(sigma), norm, q.device)
-    magnitude = _spectrum(q).abs() ** norm
+    high, count = half_plane(*q.shape[-2:], float(sigma), norm, q.device)
+    magnitude = spectrum(q).abs() ** norm
     return _ratio((magnitude * high).sum((1, 2, 3)), (magnitude * count).sum((1, 2, 3)))
 
 
@@ -102,12 +113,24 @@ def cross_energies(a: Tensor, b: Tensor, sigma: float = 0.25) -> tuple[Tensor, T
         these are the energies of ``a``.
     """
     check_sigma(sigma)
-    high, _ = _half_plane(*a.shape[-2:], float(sigma), 2, a.device)
-    spectrum_a = _spectrum(a)
-    spectrum_b = spectrum_a if b is a else _spectrum(b)
-    cross = spectrum_a.real * spectrum_b.real + spectrum_a.imag * spectrum_b.imag
+    high, _ = half_plane(*a.shape[-2:], float(sigma), 2, a.device)
+    spectrum_a = spectrum(a)
+    spectrum_b = spectrum_a if b is a else spectrum(b)
     # Parseval: the total needs no spectrum.
-    return (cross * high).sum((1, 2, 3)), (a.float() * b.float()).sum((1, 2, 3))
+    return (cross_power(spectrum_a, spectrum_b) * high).sum((1, 2)), (a.float() * b.float()).sum((1, 2, 3))
+
+
+def cross_power(spectrum_a: Tensor, spectrum_b: Tensor) -> Tensor:
+    """``Re sum F(a) conj(F(b))`` over channels, of every frequency that is kept.
+
+    Args:
+        spectrum_a: Of :func:`spectrum`, (B, C, h, w // 2 + 1).
+        spectrum_b: Likewise.
+
+    Returns:
+        (B, h, w // 2 + 1).
+    """
+    return (spectrum_a.real * spectrum_b.real + spectrum_a.imag * spectrum_b.imag).sum(1)
 
 
 def noise_consistent_hfr(a: Tensor, b: Tensor, sigma: float = 0.25, centred: bool = False) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from mmaselect.diffusion.family import Tap, make_taps
 from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.noise import seeded_noise
 from mmaselect.errors import InputError
-from mmaselect.selection.criteria import FisherScore, HighFrequencyRatio, NoiseConsistentHFR
+from mmaselect.selection.criteria import FisherScore, HighFrequencyRatio, NoiseConsistentHFR, add_sums
+from mmaselect.selection.features import Features
 from mmaselect.selection.report import Selection, read_selection
-from mmaselect.selection.search import Batch, Sweep, make_timesteps, sweep
-from mmaselect.selection.spectrum import high_frequency_ratio, noise_consistent_hfr
+from mmaselect.selection.search import Batch, Choice, Search, Sweep, make_timesteps, run, sweep
+from mmaselect.selection.spectrum import high_frequency_ratio
 
 ARCH = dict(num_layers=3, num_attention_heads=2, attention_head_dim=8, sample_size=8, in_channels=3)
 TIMESTEPS = [0.0, 200.0, 400.0]
@@ -42,7 +44,10 @@ def test_scores_equal_those_computed_by_hand():
             a, b = (model(IMAGES, noise, timestep)[tap] for noise in noises)
             expected = high_frequency_ratio(a, 0.3).mean().item()
             assert result.scores[criteria[0].label][tap][position] == pytest.approx(expected, rel=1e-5)
-            expected = noise_consistent_hfr(a, b, 0.25, centred=True).item()
+            # Six images are a group of four and one of two, each centred by itself.
+            features = Features((a, b), torch.tensor([0, 0, 0, 0, 1, 1]))
+            high, total = (features.energy(0, 1, sigma, centred=True).sum() for sigma in (0.25, None))
+            expected = (high / total).item()
             assert result.scores[criteria[1].label][tap][position] == pytest.approx(expected, rel=1e-3)
 
 
@@ -50,9 +55,40 @@ def test_neither_batches_nor_ranks_change_the_scores():
     model = make_model()
     criteria = [HighFrequencyRatio(), NoiseConsistentHFR(), FisherScore()]
     whole = sweep(model, batches(6), TIMESTEPS, criteria)
-    parts = sweep(model, batches(1), TIMESTEPS, criteria)
-    for label in whole.scores:
-        assert parts.curve(label) == pytest.approx(whole.curve(label), rel=1e-4)
+    parts = sweep(model, batches(4), TIMESTEPS, criteria)
+    ranks = Together([Search(model, TIMESTEPS, criteria) for _ in range(2)])
+    ranks.members[0].add([next(batches(4))], range(3))
+    ranks.members[1].add([replace(list(batches(4))[1], groups=[1, 1])], range(3))
+    for other in (parts, ranks.finish()):
+        assert (other.num_images, other.block_evaluations) == (whole.num_images, whole.block_evaluations)
+        assert other.choices[criteria[1].label].agreement == whole.choices[criteria[1].label].agreement
+        for label in whole.scores:
+            assert other.curve(label) == pytest.approx(whole.curve(label), rel=1e-4)
+    # One image has no mean of its own to be centred by, but plain scores do not mind.
+    single = sweep(model, batches(1), TIMESTEPS, criteria)
+    assert single.curve(criteria[0].label) == pytest.approx(whole.curve(criteria[0].label), rel=1e-4)
+
+
+class Together:
+    """Two ranks in one process: what is added is the sum of both."""
+
+    def __init__(self, members):
+        self.members = members
+
+    def finish(self):
+        self.members[0].ranks = self
+        return self.members[0].finish()
+
+    def check(self, error):
+        assert error is None
+
+    def add(self, sums):
+        other = self.members[1]
+        theirs = {'counts': other._counts, **{f'binned/{key}': value for key, value in other._binned.items()}}
+        if 'counts' not in sums:
+            key = next(key for key, value in self.members[0]._free.items() if value is sums)
+            theirs = other._free[key]
+        return add_sums(sums, theirs)
 
 
 def test_every_image_is_encoded_once_and_every_block_counted(monkeypatch):
@@ -103,12 +139,98 @@ def test_timesteps():
 
 def made_up(**curves):
     timesteps = [0.0, 100.0, 200.0, 300.0]
-    scores = {label: {Tap(2, 'query'): curve} for label, curve in curves.items()}
-    return Sweep(timesteps, scores, num_images=10, block_evaluations=120, encoder_runs=10, seconds=1.5)
+    tap = Tap(2, 'query')
+    scores = {label: {tap: curve} for label, curve in curves.items()}
+    choices = {
+        label: Choice([timesteps[curve.index(max(curve))]], [tap], 0.75, {0.0: 0.25, 200.0: 0.75})
+        for label, curve in curves.items()
+    }
+    intervals = {label: {tap: [[value - 0.05, value + 0.05] for value in curve]} for label, curve in curves.items()}
+    return Sweep(timesteps, scores, choices, intervals, 10, 120, 10, 1.5, 'sweep')
 
 
-def test_ties_go_to_the_cleaner_timestep():
-    assert made_up(x=[0.1, 0.5, 0.5, 0.2]).choice('x') == 100
+def test_blocks_and_components_are_chosen_with_the_timestep():
+    """All from the passes of one sweep, and the choice is the highest score of all."""
+    model = DiffusionSpec('SiT', arch=ARCH, latent='pixels').load(make_taps([0, 1, 2], ['query', 'output'], 3))
+    alternatives = [[tap] for tap in model.family.taps]
+    criteria = [HighFrequencyRatio()]
+    result = run(Search(model, TIMESTEPS, criteria, alternatives), [batches(4)])
+    assert result.block_evaluations == 6 * len(TIMESTEPS) * 3
+    (label,) = result.scores
+    assert list(result.scores[label]) == [tap for (tap,) in alternatives]
+    for tap in model.family.taps:
+        alone = DiffusionSpec('SiT', arch=ARCH, latent='pixels').load([tap])
+        expected = sweep(alone, batches(4), TIMESTEPS, criteria).curve(label)
+        assert result.scores[label][tap] == pytest.approx(expected, rel=1e-5)
+    choice, (bounds,) = result.choices[label], result.intervals.values()
+    best = max(max(curve) for curve in result.scores[label].values())
+    chosen = result.scores[label][choice.taps[0]][TIMESTEPS.index(choice.timesteps[0])]
+    spread = max(high - low for by_timestep in bounds.values() for low, high in by_timestep)
+    assert best - spread <= chosen <= best
+    assert 0 < choice.agreement <= 1
+    assert sum(choice.resamples.values()) == pytest.approx(1)
+
+
+def test_memory_does_not_grow_with_the_number_of_taps():
+    """A map is gone when the next block runs."""
+    import gc
+    import weakref
+
+    model = DiffusionSpec('SiT', arch=ARCH, latent='pixels').load(make_taps([0, 1, 2], ['query', 'key'], 3))
+    alive, most = [], 0
+    for _, value in model.iterate(IMAGES, torch.zeros_like(IMAGES), 0):
+        alive.append(weakref.ref(value))
+        del value
+        gc.collect()
+        most = max(most, sum(reference() is not None for reference in alive))
+    assert (len(alive), most) == (6, 1)
+
+
+def test_images_until_the_choice_is_stable():
+    model, criteria = make_model(), [HighFrequencyRatio()]
+    portions = [
+        [Batch(IMAGES[:4], range(4), LABELS[:4], [0, 0, 1, 1])],
+        [Batch(IMAGES[4:], range(4, 6), LABELS[4:], [2, 2])],
+    ]
+    assert run(Search(model, TIMESTEPS, criteria), portions, stability=1e-6).num_images == 4
+    assert run(Search(model, TIMESTEPS, criteria), portions, stability=1.1).num_images == 6
+    with pytest.raises(InputError, match=r"num_images='auto' needs a criterion that can be resampled; Fisher Score"):
+        run(Search(model, TIMESTEPS, [FisherScore()]), portions, stability=0.9)
+
+
+def test_coarse_to_fine_encodes_once_and_says_what_it_did():
+    model, criteria = make_model([0]), [NoiseConsistentHFR(centred=False)]
+    timesteps = make_timesteps(dict(start=0, stop=1000, num=51))
+    encoded = []
+    model.encoder.register_forward_hook(lambda _, args, __: encoded.append(len(args[0])))
+    whole = run(Search(model, timesteps, criteria), [batches(6)])
+    fast = run(Search(model, timesteps, criteria, keep=True), [batches(6)], 'coarse-to-fine')
+    assert sum(encoded) == 12
+    label = criteria[0].label
+    for timestep, score in zip(fast.timesteps, fast.curve(label), strict=True):
+        assert score == pytest.approx(whole.curve(label)[whole.timesteps.index(timestep)], rel=1e-5)
+    if fast.strategy.startswith('coarse-to-fine'):
+        assert fast.strategy == f'coarse-to-fine: {len(fast.timesteps)} of 51 timesteps'
+        assert 3 * fast.block_evaluations <= whole.block_evaluations
+        assert abs(fast.choice(label) - whole.choice(label)) <= 20
+    else:
+        assert fast.timesteps == whole.timesteps
+    with pytest.raises(InputError, match=r"search='fast' is not known; choose from: sweep, coarse-to-fine"):
+        run(Search(model, timesteps, criteria), [batches(6)], 'fast')
+    with pytest.raises(InputError, match=r"coarse-to-fine' finds one timestep"):
+        run(Search(model, timesteps, criteria, num_timesteps=2, keep=True), [batches(6)], 'coarse-to-fine')
+
+
+def test_several_timesteps_are_chosen_for_what_they_add():
+    model, criteria = make_model([1]), [HighFrequencyRatio()]
+    images = torch.rand(32, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    result = run(Search(model, [0.0, 1.0, 500.0], criteria, num_timesteps=2), [[Batch(images, range(32))]])
+    chosen = result.choices[criteria[0].label].timesteps
+    assert chosen[0] == result.timesteps[max(range(3), key=result.curve(criteria[0].label).__getitem__)]
+    # 0 and 1 show the same.
+    assert set(chosen) != {0.0, 1.0}
+    with pytest.raises(InputError, match=r'num_timesteps=4 is more than the 3 timesteps to choose from'):
+        Search(model, [0.0, 1.0, 500.0], criteria, num_timesteps=4)
 
 
 def test_the_report_says_when_criteria_disagree():

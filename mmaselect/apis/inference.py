@@ -1,0 +1,240 @@
+"""``load``, ``extract`` and ``select``: the frozen path and the selection in a line of Python each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mmaselect.apis.images import Images
+from mmaselect.diffusion.families import FAMILIES
+from mmaselect.diffusion.family import Tap, make_alternatives
+from mmaselect.diffusion.loading import Source
+from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align
+from mmaselect.diffusion.noise import pixel_noise, seeded_noise
+from mmaselect.errors import InputError, check_timesteps, unknown
+from mmaselect.selection.criteria import build_criterion
+from mmaselect.selection.report import Selection
+from mmaselect.selection.search import GROUP, Batch, Search, draw_portions, make_timesteps, run
+
+#: What decides where the user does not say; see docs/selection.md.
+RECOMMENDED = dict(type='NoiseConsistentHFR', sigma=0.25, centred=True)
+PAPER = dict(type='HighFrequencyRatio', sigma=0.25)
+
+Model = FrozenDiffusion | dict[str, Any] | str | Path
+
+
+def load(
+    model: Model,
+    block: int | Sequence[int] | str | None = None,
+    component: str | Sequence[str] = 'query',
+) -> FrozenDiffusion:
+    """Loads what a block and a component need of a frozen diffusion model, and nothing behind it.
+
+    Args:
+        model: ``dict(type='SD3', pretrained=..., device='cuda', dtype='bfloat16', ...)``, fields as of
+            :class:`~mmaselect.diffusion.model.DiffusionSpec`; or a diffusers folder or hub id, where its
+            ``config.json`` says the family (a DiT may be a SiT: name their ``type``). A model that is loaded already
+            is given back.
+        block: Block to read, counted from 0, or several, or ``'auto'`` for all; None for the middle one.
+        component: What to read of it, or several, or ``'auto'`` for query, key, value, attention and output.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: If there is no such model, block or component.
+    """
+    if isinstance(model, FrozenDiffusion):
+        return model
+    spec = DiffusionSpec.from_dict(_to_dict(model))
+    return spec.load(_flatten(_alternatives(spec.num_blocks, block, component)))
+
+
+@torch.no_grad()
+def extract(
+    model: Model,
+    images: Tensor | str | Path | Sequence[str | Path],
+    timestep: float | Sequence[float] | Selection,
+    block: int | Sequence[int] | None = None,
+    component: str | Sequence[str] = 'query',
+    pool: bool = False,
+    noise: str = 'fixed',
+    seed: int = 0,
+    size: int | None = None,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> Tensor | dict[tuple[float, int, str], Tensor]:
+    """Reads features.
+
+    Args:
+        model: See :func:`load`. A loaded model is read at the taps it was loaded for.
+        images: (N, 3, H, W), uint8 in [0, 255] or floating in [0, 1]; or a folder; or files.
+        timestep: In [0, 1000], or several; or a selection, which brings block and component with it.
+        block: See :func:`load`.
+        component: See :func:`load`.
+        pool: Average each map over its cells.
+        noise: ``'fixed'``: the same for all images, as ``ASelectDiT`` does by default; ``'own'``: each image has its
+            own, which depends on nothing but its pixels.
+        seed: Of the noise.
+        size: Files are scaled and cropped to this many pixels a side; None for what the model was trained on.
+        batch_size: Images per forward pass.
+        progress: Show a progress bar.
+
+    Returns:
+        Features on the CPU, float32, (N, C, h, w), or (N, C) if pooled. Of several timesteps, blocks or components a
+        dict of these by (timestep, block, component).
+
+    Raises:
+        InputError: If an argument is out of range.
+    """
+    if noise not in ('fixed', 'own'):
+        raise unknown('noise', noise, ('fixed', 'own'))
+    if isinstance(timestep, Selection):
+        taps, timesteps = tuple(timestep.taps), tuple(timestep.timesteps)
+        loaded = model if isinstance(model, FrozenDiffusion) else DiffusionSpec.from_dict(_to_dict(model)).load(taps)
+    else:
+        timesteps, loaded = check_timesteps(timestep), load(model, block, component)
+        taps = loaded.family.taps
+    missing = [tap for tap in taps if tap not in loaded.family.taps]
+    if missing:
+        name = f'block {missing[0].block} {missing[0].component}'
+        raise InputError(f'{name} was selected, but the model was not loaded for it')
+    source = Images(images, loaded.stride, size or loaded.image_size)
+    features: dict[tuple[float, int, str], list[Tensor]] = {(t, *tap): [] for t in timesteps for tap in taps}
+    numbers = range(len(source))
+    batches = source.batches(numbers, batch_size, _device(loaded))
+    total = -(-len(source) // batch_size)
+    for batch in tqdm(batches, desc='features', total=total, disable=not progress):
+        latent = loaded.encode(batch.images)
+        shape = tuple(latent.shape[1:])
+        own = noise == 'own'
+        drawn = pixel_noise(batch.images, shape, seed) if own else seeded_noise(shape, seed)
+        for one in timesteps:
+            for tap, value in loaded.iterate(latent, drawn, one):
+                key = (one, *tap)
+                if key in features:
+                    value = align(value.float(), _unpadded(source), loaded.stride)
+                    features[key].append((value.mean((2, 3)) if pool else value).cpu())
+    result = {key: torch.cat(parts) for key, parts in features.items()}
+    return next(iter(result.values())) if len(result) == 1 else result
+
+
+def select(
+    model: Model,
+    images: Tensor | str | Path | Sequence[str | Path],
+    block: int | Sequence[int] | str | None = None,
+    component: str | Sequence[str] = 'query',
+    timesteps: dict[str, Any] | Sequence[float] | None = None,
+    criterion: dict[str, Any] | None = None,
+    compare: Sequence[dict[str, Any]] | None = None,
+    num_images: int | str | None = 256,
+    num_timesteps: int = 1,
+    search: str = 'sweep',
+    stability: float = 0.95,
+    labels: Tensor | Sequence[int] | None = None,
+    seed: int = 0,
+    size: int | None = None,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> Selection:
+    """Selects timestep, and where asked for block and component, on images; no labels are needed.
+
+    Args:
+        model: See :func:`load`. Of a loaded model the taps it was loaded for are scored: as alternatives where
+            ``block`` or ``component`` is ``'auto'``.
+        images: (N, 3, H, W), uint8 in [0, 255] or floating in [0, 1]; or a folder; or files.
+        block: Block to read, or several that feed one head; ``'auto'`` selects one; None for the middle one.
+        component: Likewise.
+        timesteps: ``dict(start, stop, num)``, both ends included, or a list; None for 0, 50, ..., 1000.
+        criterion: What decides; None for noise-consistent HFR, centred, which docs/selection.md recommends.
+        compare: Computed beside it; None for the paper's HFR.
+        num_images: How many to draw, None for all, ``'auto'`` for as many as ``stability`` needs.
+        num_timesteps: How many timesteps to choose.
+        search: ``'sweep'`` or ``'coarse-to-fine'``.
+        stability: Share of bootstrap resamples that must agree, for ``num_images='auto'``.
+        labels: Class of each image, for ``FisherScore``.
+        seed: Draws images and noises.
+        size: See :func:`extract`.
+        batch_size: Images per forward pass.
+        progress: Show a progress bar.
+
+    Returns:
+        The selection: ``timestep``, ``block``, ``component``; ``table()`` and ``save(folder)`` report it.
+
+    Raises:
+        InputError: If an argument is out of range, or nothing in the features depends on the images.
+    """
+    config = dict(criterion or RECOMMENDED)
+    criteria = {one.label: one for one in map(build_criterion, [config, *([PAPER] if compare is None else compare)])}
+    loaded = load(model, block, component)
+    if isinstance(model, FrozenDiffusion):
+        auto = 'auto' in (block, component)
+        alternatives = [(tap,) for tap in loaded.family.taps] if auto else [loaded.family.taps]
+    else:
+        alternatives = _alternatives(DiffusionSpec.from_dict(_to_dict(model)).num_blocks, block, component)
+    source = Images(images, loaded.stride, size or loaded.image_size)
+    tensor = None if labels is None else torch.as_tensor(labels)
+    if tensor is not None and tensor.shape != (len(source),):
+        raise InputError(f'labels of shape {tuple(tensor.shape)} do not fit {len(source)} images')
+    with tqdm(desc='timestep selection', unit='pass', disable=not progress) as bar:
+        finder = Search(
+            loaded,
+            make_timesteps(timesteps or dict(start=0, stop=1000, num=21)),
+            list(criteria.values()),
+            alternatives,
+            num_timesteps,
+            seed,
+            bar.update,
+            keep=search == 'coarse-to-fine',
+        )
+        portions = _portions(source, draw_portions(len(source), num_images, seed), batch_size, _device(loaded), tensor)
+        result = run(finder, portions, search, stability if num_images == 'auto' else None)
+    selection = Selection(result, next(iter(criteria)), config)
+    selection.check()
+    return selection
+
+
+def _portions(
+    source: Images, portions: Sequence[Sequence[int]], batch_size: int, device: torch.device, labels: Tensor | None
+) -> Iterable[Iterable[Batch]]:
+    group = min(GROUP, batch_size)
+    first = 0
+    for indices in portions:
+        yield source.batches(indices, batch_size // group * group, device, labels, group, first)
+        first += -(-len(indices) // group)
+
+
+def _to_dict(model: dict[str, Any] | str | Path) -> dict[str, Any]:
+    if isinstance(model, dict):
+        return model
+    config = Source(model, 'model').read_json('transformer/config.json') or {}
+    fitting = [name for name, family in FAMILIES.items() if config.get('_class_name') in family.class_names]
+    if len(fitting) != 1:
+        known = ' or '.join(f"dict(type='{name}', pretrained={str(model)!r})" for name in fitting or FAMILIES)
+        raise InputError(f'model={str(model)!r} does not say its family: give {known}')
+    return dict(type=fitting[0], pretrained=model)
+
+
+def _alternatives(
+    num_blocks: int, block: int | Sequence[int] | str | None, component: str | Sequence[str]
+) -> list[tuple[Tap, ...]]:
+    return make_alternatives(num_blocks // 2 if block is None else block, component, num_blocks)
+
+
+def _flatten(alternatives: Iterable[Sequence[Tap]]) -> list[Tap]:
+    return list(dict.fromkeys(tap for taps in alternatives for tap in taps))
+
+
+def _device(model: FrozenDiffusion) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _unpadded(source: Images) -> tuple[int, int]:
+    if source.tensor is not None:
+        return tuple(source.tensor.shape[-2:])
+    return (source.size, source.size)

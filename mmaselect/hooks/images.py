@@ -1,0 +1,192 @@
+"""Images of a runner's data set, as batches that a selection, a probe or a figure can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import Compose
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor
+
+from mmaselect.backbones import ASelectDiT
+from mmaselect.errors import InputError
+from mmaselect.selection.search import GROUP, Batch
+
+
+class RunnerImages:
+    """Reads images by their index, preprocessed as in evaluation, and deterministic whatever was read before.
+
+    Args:
+        runner: Its model's data preprocessor and backbone are used.
+        dataset: Where the images are.
+        pipeline: Transforms: a list, ``'val'`` for those of ``val_dataloader``, or ``'train'`` for the data set's own
+            under a fixed seed. None takes ``'val'``, but ``'train'`` in segmentation, whose validation images have
+            many sizes and its training crops one.
+        batch_size: Images per batch.
+        seed: Of random transforms.
+        labels: Whether to read labels.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataset: Any,
+        pipeline: Sequence[dict[str, Any]] | str | None = None,
+        batch_size: int = 16,
+        seed: int = 0,
+        labels: bool = False,
+    ) -> None:
+        self.backbone, self.preprocessor = find_backbone(runner), unwrap(runner).data_preprocessor
+        self.dataset, self.seed, self.labels = dataset, seed, labels
+        if pipeline is None:
+            pipeline = 'train' if runner.cfg.get('default_scope') == 'mmseg' else 'val'
+        self.pipeline = pipeline if isinstance(pipeline, str) else 'given'
+        self.transforms = pipeline
+        if self.pipeline != 'given':
+            self.transforms = _evaluation_pipeline(runner.cfg) if pipeline == 'val' else None
+        self.group = min(GROUP, batch_size)
+        #: In whole groups, so that the number of ranks cannot change which images are centred together.
+        self.batch_size = batch_size // self.group * self.group
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batches(
+        self, indices: Sequence[int], first_group: int = 0, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        """Loads images and stacks neighbours of one size.
+
+        Args:
+            indices: Of the images, over all ranks.
+            first_group: Number of the first group.
+            rank: This process; it gets every ``world_size``-th group.
+            world_size: Number of processes.
+
+        Yields:
+            Batches, in [-1, 1].
+        """
+        load = self._loader()
+        pending: list[tuple[int, int, Tensor, Tensor | None]] = []
+        # Training crops of segmentation are padded to their size by the preprocessor, in training mode only.
+        pad = self.pipeline == 'train' and getattr(self.preprocessor, 'size', None) is not None
+
+        def stack() -> Batch:
+            labels = [label for *_, label in pending]
+            return Batch(
+                images=torch.cat([image for _, _, image, _ in pending]),
+                indices=[index for index, *_ in pending],
+                labels=None if any(label is None for label in labels) else torch.stack(labels),
+                groups=[group for _, group, *_ in pending],
+            )
+
+        for position, index in enumerate(indices):
+            group = position // self.group
+            if group % world_size != rank:
+                continue
+            sample = load(index)
+            # Stacking here would have to know each toolbox's padding: one image needs none.
+            data = self.preprocessor({'inputs': [sample['inputs']], 'data_samples': [sample['data_samples']]}, pad)
+            image = self.backbone.to_unit_range(data['inputs'].float())
+            if pending and (len(pending) == self.batch_size or pending[0][2].shape != image.shape):
+                yield stack()
+                pending.clear()
+            cells = [side // self.backbone.stride for side in image.shape[-2:]]
+            labels = labels_of(data['data_samples'][0], cells) if self.labels else None
+            pending.append((index, first_group + group, image, labels))
+        if pending:
+            yield stack()
+
+    def _loader(self) -> Callable[[int], dict[str, Any]]:
+        """Gives a function from index to sample."""
+        dataset = self.dataset
+        if self.transforms is not None and hasattr(dataset, 'get_data_info'):
+            if hasattr(dataset, 'full_init'):
+                dataset.full_init()
+            transforms = Compose(self.transforms)
+            return lambda index: transforms(dataset.get_data_info(index))
+
+        def seeded(index: int) -> dict[str, Any]:
+            import random
+
+            python, numpy = random.getstate(), np.random.get_state()
+            with torch.random.fork_rng(devices=[]):
+                random.seed(self.seed + index)
+                np.random.seed((self.seed + index) % 2**32)
+                torch.manual_seed(self.seed + index)
+                try:
+                    return dataset[index]
+                finally:
+                    random.setstate(python)
+                    np.random.set_state(numpy)
+
+        return seeded
+
+
+def unwrap(runner: Runner) -> torch.nn.Module:
+    """The runner's model without the wrapper that distributed training puts around it."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def find_backbone(runner: Runner) -> ASelectDiT:
+    """Finds the backbone in a runner's model.
+
+    Raises:
+        InputError: If there is none, or more than one.
+    """
+    found = [module for module in unwrap(runner).modules() if isinstance(module, ASelectDiT)]
+    if len(found) != 1:
+        raise InputError(f'TimestepSelectionHook needs a model with one ASelectDiT backbone; this one has {len(found)}')
+    return found[0]
+
+
+def check_normalisation(backbone: ASelectDiT, preprocessor: torch.nn.Module) -> None:
+    """Compares what the data preprocessor does with what the backbone undoes.
+
+    Raises:
+        InputError: If they differ: the VAE would see wrong colours, and nobody would notice.
+    """
+    for name, neutral in (('mean', 0.0), ('std', 1.0)):
+        value = getattr(preprocessor, name, None)
+        applied = [neutral] * 3 if value is None else torch.as_tensor(value).flatten().tolist()
+        undone = getattr(backbone, name)
+        if len(applied) == 1:
+            applied = applied * 3
+        if not np.allclose(applied, undone, rtol=1e-5):
+            rounded = [round(number, 3) for number in applied]
+            raise InputError(
+                f'model.backbone.{name}={list(undone)} but the data_preprocessor uses {name}={rounded}: '
+                f'set model.backbone.{name}={rounded}'
+            )
+
+
+def _evaluation_pipeline(cfg: Any) -> list[dict[str, Any]] | None:
+    """The transforms of the validation data, found below any data set wrappers."""
+    loader = cfg.get('val_dataloader')
+    node = None if loader is None else loader.get('dataset')
+    while node is not None and 'pipeline' not in node:
+        node = node.get('dataset') or (node.get('datasets') or [None])[0]
+    return None if node is None else node['pipeline']
+
+
+def labels_of(data_sample: Any, cells: Sequence[int]) -> Tensor | None:
+    """Labels of one image, for criteria that use them.
+
+    Args:
+        data_sample: Of mmpretrain (one class) or mmseg (a class per pixel), preprocessed like the image.
+        cells: Rows and columns of a map.
+
+    Returns:
+        A scalar; for segmentation (rows, columns), the label of the pixel in the middle of each cell; or None.
+    """
+    label = getattr(data_sample, 'gt_label', None)
+    if isinstance(label, Tensor) and label.numel() == 1:
+        return label.flatten()[0].cpu()
+    pixels = getattr(data_sample, 'gt_sem_seg', None)
+    if pixels is None:
+        return None
+    dense = pixels.data[None].float()
+    return torch.nn.functional.interpolate(dense, size=tuple(cells), mode='nearest-exact')[0, 0].long().cpu()

@@ -1,0 +1,72 @@
+"""Several timesteps at once: which ones add something to those that are already chosen.
+
+Two timesteps that show the same things are worth little more than one. What a timestep shows is its centred features,
+pooled to a small grid; what two of them share is the inner product of the one's features under one noise with the
+other's under an independent noise, so that only the image counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmaselect.selection.features import Features
+
+#: Side of the grid that maps are pooled to.
+POOL = 2
+
+
+def sketch(features: Features) -> Tensor:
+    """Pools maps and takes out the mean of each group of images.
+
+    Args:
+        features: Of one tap and timestep, under two noises.
+
+    Returns:
+        (2, B, C * POOL^2), scaled so that an inner product of two sketches, summed over images, is unbiased.
+    """
+    pooled = torch.stack([F.adaptive_avg_pool2d(maps.float(), POOL).flatten(1) for maps in features.maps[:2]])
+    counts = features.counts.to(pooled.dtype)
+    means = torch.stack([features.per_group(draw) / counts[:, None] for draw in pooled])
+    unbiased = (counts / (counts - 1).clamp_min(1)).sqrt()[features.groups, None]
+    return (pooled - means[:, features.groups]) * unbiased
+
+
+def overlap(sketches: Sequence[Tensor]) -> Tensor:
+    """What each pair of timesteps shares: (T, T), symmetric, sums over images and draws."""
+    first, second = (torch.stack([one[draw].flatten() for one in sketches]).double() for draw in (0, 1))
+    shared = first @ second.T
+    return (shared + shared.T) / 2
+
+
+def greedy(scores: Sequence[float], shared: Tensor, first: int, num: int) -> list[int]:
+    """Chooses several timesteps, each for what it adds.
+
+    The next one has the highest ``score (1 - R^2)``, where ``R^2`` is the share of its features' energy that the
+    chosen ones explain when each may be scaled by a number of its own, which is what ``SoftmaxFusion`` can learn.
+
+    Args:
+        scores: Of every timestep, at least 0.
+        shared: Of :func:`overlap`.
+        first: The timestep that is best alone.
+        num: How many to choose, at most ``len(scores)``.
+
+    Returns:
+        Positions, the first one first.
+    """
+    chosen = [first]
+    scores = torch.as_tensor(scores, dtype=torch.float64)
+    energy = shared.diagonal().clamp_min(0)
+    while len(chosen) < num:
+        known = shared[chosen][:, chosen]
+        # A ridge far below the data: two timesteps that show exactly the same make the matrix singular.
+        known = known + 1e-9 * known.diagonal().mean() * torch.eye(len(chosen), dtype=known.dtype)
+        cross = shared[chosen]
+        explained = (cross * torch.linalg.solve(known, cross)).sum(0) / energy.clamp_min(1e-30)
+        gain = scores * (1 - explained.clamp(0, 1)) * (energy > 0)
+        gain[chosen] = -torch.inf
+        chosen.append(int(gain.argmax()))
+    return chosen
