@@ -17,6 +17,7 @@ MODULE2PACKAGE.setdefault('mmaselect', 'mmaselect')
 from mmaselect.apis import extract, load, select  # noqa: E402
 from mmaselect.backbones import ASelectDiT  # noqa: E402
 from mmaselect.hooks import TimestepSelectionHook  # noqa: E402
+from mmaselect.necks import SoftmaxFusion  # noqa: E402
 from mmaselect.version import __version__  # noqa: E402
 
-__all__ = ['ASelectDiT', 'TimestepSelectionHook', '__version__', 'extract', 'load', 'select']
+__all__ = ['ASelectDiT', 'SoftmaxFusion', 'TimestepSelectionHook', '__version__', 'extract', 'load', 'select']

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
@@ -157,3 +158,54 @@ def build_runner(cfg: Config):
     from mmengine.runner import Runner
 
     return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of tools that select; they override the hook of the config."""
+    parser.add_argument(
+        '--num-images', type=_number_or_auto, help="training images to select on, or 'auto' for as many as it takes"
+    )
+    parser.add_argument(
+        '--timesteps', type=float, nargs='+', help='timesteps to try, 0-1000; default: those of the config'
+    )
+    parser.add_argument('--criterion', help='HighFrequencyRatio, NoiseConsistentHFR or FisherScore')
+    parser.add_argument('--sigma', type=float, help='sigma of the criterion, in cycles per sample')
+    parser.add_argument('--search', help='sweep or coarse-to-fine')
+    parser.add_argument('--seed', type=int, help='seed of images and noises')
+
+
+def _number_or_auto(text: str) -> int | str:
+    return text if text == 'auto' else int(text)
+
+
+def build_selection(cfg: Config, args: argparse.Namespace, **overrides: Any) -> tuple[Any, Any]:
+    """Builds a runner whose backbone has everything open that a selection can choose, and the hook that chooses.
+
+    Args:
+        cfg: The config, with or without a ``TimestepSelectionHook``.
+        args: Parsed, with those of :func:`add_selection`.
+        **overrides: Arguments of the hook that go before both.
+
+    Returns:
+        Runner and hook; the runner does not know the hook.
+    """
+    from mmaselect.hooks import TimestepSelectionHook
+
+    settings: dict[str, Any] = {}
+    for hook in cfg.get('custom_hooks') or []:
+        if hook['type'] in ('TimestepSelectionHook', TimestepSelectionHook):
+            settings = {key: value for key, value in hook.items() if key not in ('type', 'priority')}
+    for key in ('num_images', 'timesteps', 'search', 'seed'):
+        if getattr(args, key) is not None:
+            settings[key] = getattr(args, key)
+    if args.criterion is not None:
+        settings['criterion'] = dict(type=args.criterion)
+    if args.sigma is not None:
+        settings['criterion'] = dict(settings.get('criterion') or dict(type='HighFrequencyRatio'), sigma=args.sigma)
+    hook = TimestepSelectionHook(**{**settings, **overrides})
+    cfg.load_from, cfg.resume = None, False
+    # A timestep that the config sets is what the user wants to compare with, not a reason to stop.
+    cfg.model.backbone.timestep = 'auto'
+    runner = build_runner(cfg)
+    hook.before_run(runner)
+    return runner, hook

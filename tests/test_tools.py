@@ -88,7 +88,7 @@ def test_training_selects_trains_and_saves_little(trained):
 
     checkpoint = torch.load(folder / 'epoch_3.pth', weights_only=True)
     backbone = {key: value for key, value in checkpoint['state_dict'].items() if key.startswith('backbone')}
-    assert set(backbone) == {'backbone.timestep', 'backbone.frozen_id'}
+    assert set(backbone) == {'backbone.timestep', 'backbone.frozen_id', 'backbone.taps'}
     assert backbone['backbone.timestep'] == 0
     assert (folder / 'epoch_3.pth').stat().st_size < 200_000
     # 150 images in 3 epochs are enough to be far from the 10 % of chance.

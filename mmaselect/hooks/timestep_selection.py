@@ -142,13 +142,37 @@ class TimestepSelectionHook(Hook):
         """
         backbone = find_backbone(runner)
         request, alternatives = self._request(backbone), self._alternatives(backbone)
+        backbone.diffusion.narrow(list(dict.fromkeys(tap for taps in alternatives for tap in taps)))
+        selection, images = self.score(runner, alternatives)
+        selection.check()
+        chosen = [selection.timesteps, selection.taps]
+        # Float sums differ between ranks in the last digit on some backends, and so might near ties.
+        dist.broadcast_object_list(chosen)
+        timesteps, taps = chosen
+        backbone.set_choice(backbone.configured_timesteps or timesteps, taps)
+        content = self._report(runner, selection, request, images) if dist.is_main_process() else selection.to_dict()
+        dist.barrier()
+        return content
+
+    def score(
+        self, runner: Runner, alternatives: Sequence[Sequence[Tap]] | None = None
+    ) -> tuple[Selection, RunnerImages]:
+        """Scores timesteps and alternatives; the backbone stays as it is.
+
+        Args:
+            runner: Its training data and its model are used.
+            alternatives: Sets of taps of which one is to be chosen; None for what the backbone's config leaves open.
+
+        Returns:
+            The selection, and the images it was made on.
+        """
+        backbone = find_backbone(runner)
         model = backbone.diffusion
-        model.narrow(list(dict.fromkeys(tap for taps in alternatives for tap in taps)))
+        alternatives = self._alternatives(backbone) if alternatives is None else alternatives
         timesteps = self.timesteps if backbone.configured_timesteps is None else sorted(backbone.configured_timesteps)
         labels = any(criterion.needs_labels for criterion in self.criteria.values())
-        images = RunnerImages(
-            runner, runner.train_dataloader.dataset, self.pipeline, self.batch_size, self.seed, labels
-        )
+        dataset = runner.train_dataloader.dataset
+        images = RunnerImages(runner, dataset, self.pipeline, self.batch_size, self.seed, labels)
         portions = draw_portions(len(images), self.num_images, self.seed)
         runner.logger.info(
             f'selecting by {self.criterion.label}: {sum(map(len, portions))} images'
@@ -182,16 +206,7 @@ class TimestepSelectionHook(Hook):
 
             stability = self.stability if self.num_images == 'auto' else None
             sweep = run(search, batches(), self.search, stability)
-        selection = Selection(sweep, self.criterion.label, self.config)
-        selection.check()
-        chosen = [selection.timesteps, selection.taps]
-        # Float sums differ between ranks in the last digit on some backends, and so might near ties.
-        dist.broadcast_object_list(chosen)
-        timesteps, taps = chosen
-        backbone.set_choice(backbone.configured_timesteps or timesteps, taps)
-        content = self._report(runner, selection, request, images) if dist.is_main_process() else selection.to_dict()
-        dist.barrier()
-        return content
+        return Selection(sweep, self.criterion.label, self.config), images
 
     def _alternatives(self, backbone: ASelectDiT) -> list[tuple[Tap, ...]]:
         """The backbone's alternatives that ``blocks`` and ``components`` leave."""

@@ -37,7 +37,7 @@ class Batch:
         indices: Index of each image in its data set: it names the image's noise, whichever rank or batch it is in.
         labels: Class of each image, (B,), of each cell of a map, (B, h, w), or None.
         groups: Number of each image's group, counted over all ranks; a group lies in one batch. None groups every
-            ``GROUP`` neighbours.
+            ``GROUP`` neighbours, which should then come in random order.
     """
 
     images: Tensor
@@ -162,14 +162,15 @@ def draw_portions(size: int, num_images: int | str | None, seed: int) -> list[li
         seed: Of the draw.
 
     Returns:
-        Indices, ascending within a portion: one portion, unless ``num_images`` is ``'auto'``.
+        Indices in random order, so that neighbours, which are centred and resampled together, are a sample of all: data
+        sets are sorted by class. One portion, unless ``num_images`` is ``'auto'``.
     """
     order = np.random.default_rng(seed).permutation(size).tolist()
     if num_images != 'auto':
-        return [sorted(order[: size if num_images is None else num_images])]
+        return [order[: size if num_images is None else num_images]]
     portions, start, stop = [], 0, AUTO_IMAGES[0]
     while start < min(size, AUTO_IMAGES[1]):
-        portions.append(sorted(order[start : min(stop, AUTO_IMAGES[1])]))
+        portions.append(order[start : min(stop, AUTO_IMAGES[1])])
         start, stop = stop, 2 * stop
     return portions or [[]]
 

@@ -1,0 +1,198 @@
+"""Linear probes on frozen features: how well a timestep, block or component can be read."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.runner import Runner
+from torch import Tensor
+
+from mmaselect.diffusion.family import Tap
+from mmaselect.diffusion.noise import pixel_noise, seeded_noise
+from mmaselect.errors import InputError, unknown
+from mmaselect.files import write_json
+from mmaselect.hooks.images import RunnerImages, find_backbone
+
+NOISES = ('own', 'fixed')
+#: Label of pixels that belong to no class, in mmseg.
+IGNORED = 255
+#: Cells per image that a probe of segmentation sees.
+CELLS = 32
+
+
+@dataclass
+class ProbeResult:
+    """Accuracies of linear probes.
+
+    Attributes:
+        timesteps: Probed timesteps.
+        accuracy: Test accuracy in percent, of images, or of cells in segmentation, for each tap and timestep.
+        block_evaluations: Images x timesteps x blocks, training and test.
+        feature_seconds: Time in the frozen model.
+        probe_seconds: Time in training the probes.
+    """
+
+    timesteps: list[float]
+    accuracy: dict[Tap, list[float]] = field(default_factory=dict)
+    block_evaluations: int = 0
+    feature_seconds: float = 0.0
+    probe_seconds: float = 0.0
+
+
+@torch.no_grad()
+def read_features(
+    images: RunnerImages,
+    timesteps: Sequence[float],
+    taps: Sequence[Tap],
+    noise: str = 'own',
+    seed: int = 0,
+    on_batch: Callable[[], object] | None = None,
+) -> tuple[dict[tuple[float, Tap], np.ndarray], np.ndarray]:
+    """Reads what a linear probe is trained on.
+
+    Args:
+        images: With labels.
+        timesteps: Each in [0, 1000].
+        taps: Of those that the backbone's model reads.
+        noise: ``'own'``: each image has its own, by its pixels, as in selection; ``'fixed'``: all have the same, as
+            ``ASelectDiT`` has by default.
+        seed: Of the noise, and of the cells that are drawn.
+        on_batch: Called after every batch.
+
+    Returns:
+        Features (samples, C) by timestep and tap, and labels (samples,). A sample is the mean over an image's cells;
+        in segmentation one of ``CELLS`` cells per image.
+
+    Raises:
+        InputError: If the images have no labels.
+    """
+    if noise not in NOISES:
+        raise unknown('noise', noise, NOISES)
+    model = images.backbone.diffusion
+    features: dict[tuple[float, Tap], list[Tensor]] = {(one, tap): [] for one in timesteps for tap in taps}
+    labels: list[Tensor] = []
+    for batch in images.batches(range(len(images))):
+        if batch.labels is None:
+            raise InputError('a probe needs labels; these images have none')
+        latent = model.encode(batch.images)
+        shape = tuple(latent.shape[1:])
+        drawn = pixel_noise(batch.images, shape, seed) if noise == 'own' else seeded_noise(shape, seed)
+        keep, target = _samples(batch.labels, batch.indices, seed)
+        labels.append(target)
+        for one in timesteps:
+            for tap, value in model.iterate(latent, drawn, one):
+                if (one, tap) not in features:
+                    continue
+                value = value.float()
+                value = value.mean((2, 3)) if keep is None else value.permute(0, 2, 3, 1).flatten(0, 2)[keep]
+                features[one, tap].append(value.cpu())
+        if on_batch is not None:
+            on_batch()
+    return {key: torch.cat(parts).numpy() for key, parts in features.items()}, torch.cat(labels).numpy()
+
+
+def _samples(labels: Tensor, indices: Sequence[int], seed: int) -> tuple[Tensor | None, Tensor]:
+    """Which cells to take (None for the whole image), and their labels."""
+    if labels.dim() == 1:
+        return None, labels
+    kept = []
+    for position, index in enumerate(indices):
+        valid = (labels[position].flatten() != IGNORED).nonzero().flatten()
+        order = np.random.default_rng([seed, index]).permutation(len(valid))[:CELLS]
+        kept.append(valid[torch.from_numpy(order)] + position * labels[position].numel())
+    keep = torch.cat(kept)
+    return keep, labels.flatten()[keep]
+
+
+def linear_probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> float:
+    """Test accuracy in percent of a logistic regression on standardised features (L2 penalty, C = 1)."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))
+    return 100 * float(probe.fit(train, train_labels).score(test, test_labels))
+
+
+def probe(
+    runner: Runner,
+    timesteps: Sequence[float],
+    taps: Sequence[Tap],
+    noise: str = 'own',
+    seed: int = 0,
+    store: str | Path | None = None,
+    progress: bool = True,
+) -> ProbeResult:
+    """Trains a linear probe for every timestep and tap, on the training data, and tests it on the validation data.
+
+    Args:
+        runner: Of a config with both.
+        timesteps: Each in [0, 1000].
+        taps: Of those that the backbone's model reads.
+        noise: See :func:`read_features`.
+        seed: Likewise.
+        store: JSON file that keeps the results of a request, so that figures and tables share them.
+        progress: Show progress bars.
+
+    Returns:
+        The accuracies.
+    """
+    from tqdm import tqdm
+
+    timesteps, taps = list(timesteps), list(taps)
+    backbone = find_backbone(runner)
+    splits = {'train': runner.train_dataloader.dataset, 'val': runner.val_dataloader.dataset}
+    request = {
+        'identity': backbone.identity.hex(), 'timesteps': timesteps, 'taps': [list(tap) for tap in taps],
+        'noise': noise, 'seed': seed, 'images': {name: len(dataset) for name, dataset in splits.items()},
+    }  # fmt: skip
+    known = _read_store(store)
+    for entry in known:
+        if entry['request'] == request:
+            return _from_entry(entry)
+    result = ProbeResult(timesteps)
+    read, started = {}, time.perf_counter()
+    for name, dataset in splits.items():
+        images = RunnerImages(runner, dataset, 'val', 32, seed, labels=True)
+        total = -(-len(images) // images.batch_size)
+        with tqdm(total=total, desc=f'features of {name}', disable=not progress) as bar:
+            read[name] = read_features(images, timesteps, taps, noise, seed, bar.update)
+        result.block_evaluations += len(images) * len(timesteps) * backbone.diffusion.num_blocks
+    result.feature_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    with tqdm(total=len(taps) * len(timesteps), desc='linear probes', disable=not progress) as bar:
+        (train, train_labels), (test, test_labels) = read['train'], read['val']
+        for tap in taps:
+            result.accuracy[tap] = []
+            for one in timesteps:
+                accuracy = linear_probe(train[one, tap], train_labels, test[one, tap], test_labels)
+                result.accuracy[tap].append(accuracy)
+                bar.update()
+    result.probe_seconds = time.perf_counter() - started
+    if store is not None:
+        content = asdict(result)
+        content['accuracy'] = [[*tap, values] for tap, values in result.accuracy.items()]
+        write_json(store, [*known, {'request': request, 'result': content}])
+    return result
+
+
+def _read_store(store: str | Path | None) -> list[dict[str, Any]]:
+    if store is None or not Path(store).is_file():
+        return []
+    try:
+        return [entry for entry in json.loads(Path(store).read_text(encoding='utf-8')) if entry['result']]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{store} does not hold probe results: {error}') from error
+
+
+def _from_entry(entry: dict[str, Any]) -> ProbeResult:
+    content = dict(entry['result'])
+    content['accuracy'] = {Tap(block, component): values for block, component, values in content['accuracy']}
+    return ProbeResult(**content)

@@ -1,0 +1,5 @@
+"""Necks that neither mmpretrain nor mmseg has."""
+
+from mmaselect.necks.softmax_fusion import SoftmaxFusion
+
+__all__ = ['SoftmaxFusion']

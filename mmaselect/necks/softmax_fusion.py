@@ -1,0 +1,71 @@
+"""``SoftmaxFusion``: several maps of one size become one, by learned weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from mmaselect.errors import InputError
+
+
+@MODELS.register_module()
+class SoftmaxFusion(BaseModule):
+    """Weighted mean of the maps of several timesteps or blocks; the weights are learned, one number per map.
+
+    Queries of different timesteps and blocks differ in scale, so each map is first normalised channel by channel by
+    its running mean and variance (batch norm without parameters). Then ``sum_i softmax(w)_i x_i``.
+
+    Args:
+        in_channels: Channels of the maps, all equal.
+        num_maps: How many maps come in.
+        num_outputs: How many go out. Of the maps that come in, those at positions ``k``, ``k + num_outputs``, ... are
+            fused into output ``k``: with several timesteps of several blocks, ``num_outputs`` blocks fuse the
+            timesteps of each block and keep the levels apart.
+        init_cfg: As in every OpenMMLab module.
+
+    Attributes:
+        logits: ``w``, (num_outputs, num_maps / num_outputs), 0 at first: a plain mean.
+
+    Raises:
+        InputError: If the numbers do not fit.
+    """
+
+    def __init__(self, in_channels: int, num_maps: int, num_outputs: int = 1, init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        for name, value in (('in_channels', in_channels), ('num_maps', num_maps), ('num_outputs', num_outputs)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f'{name}={value!r} is not valid: give a whole number of at least 1')
+        if num_maps % num_outputs:
+            raise InputError(f'num_maps={num_maps} is not a multiple of num_outputs={num_outputs}')
+        self.num_maps, self.num_outputs = num_maps, num_outputs
+        self.norms = nn.ModuleList(nn.BatchNorm2d(in_channels, affine=False) for _ in range(num_maps))
+        self.logits = nn.Parameter(torch.zeros(num_outputs, num_maps // num_outputs))
+
+    @property
+    def weights(self) -> Tensor:
+        """``softmax(w)``: the share of each map, (num_outputs, num_maps / num_outputs)."""
+        return self.logits.softmax(1)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Fuses.
+
+        Args:
+            maps: ``num_maps`` tensors (B, C, h, w) of one size.
+
+        Returns:
+            ``num_outputs`` tensors (B, C, h, w).
+
+        Raises:
+            InputError: If there are more or fewer maps.
+        """
+        if len(maps) != self.num_maps:
+            raise InputError(f'SoftmaxFusion was built for num_maps={self.num_maps}, but {len(maps)} came in')
+        normed = [norm(one) for norm, one in zip(self.norms, maps, strict=True)]
+        return tuple(
+            sum(weight * one for weight, one in zip(weights, normed[output :: self.num_outputs], strict=True))
+            for output, weights in enumerate(self.weights)
+        )

@@ -1,0 +1,132 @@
+"""The figures of the paper for any config: each a PNG, and a CSV with its numbers.
+
+figures.py timesteps      scores and probe accuracy over timesteps (Fig. 1)
+figures.py decomposition  low and high frequencies of features beside the image (Fig. 3)
+figures.py fisher         scores against the Fisher Score (Fig. 4)
+figures.py blocks         component and block heat map (Fig. 5)
+"""
+
+import sys
+from pathlib import Path
+
+import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
+from mmaselect import cli
+
+KINDS = ('timesteps', 'decomposition', 'fisher', 'blocks')
+
+
+def parse_args():
+    parser = cli.base_parser(__doc__)
+    parser.add_argument('--out', help='a PNG file; default: WORK_DIR/figure_KIND.png')
+    parser.add_argument('--noise', default='own', help='own: each image has its own noise; fixed: all have one')
+    parser.add_argument('--at', type=float, help='timestep of decomposition and blocks; default: the selected one')
+    parser.add_argument('--images', type=int, nargs='+', default=[0, 1, 2], help='validation images to decompose')
+    cli.add_selection(parser)
+    if len(sys.argv) < 2 or sys.argv[1] not in (*KINDS, '-h', '--help'):
+        raise cli.InputError(f'figure={sys.argv[1:2]!r} is not known; choose from: {", ".join(KINDS)}')
+    kind = sys.argv[1] if sys.argv[1] in KINDS else None
+    return kind, parser.parse_args(sys.argv[2:] if kind else None)
+
+
+def timesteps(runner, hook, args, path):
+    from mmaselect.evaluation.figures import draw_timesteps
+    from mmaselect.evaluation.probe import probe
+
+    selection, _ = hook.score(runner)
+    taps = selection.taps
+    store = Path(runner.work_dir) / 'probes.json'
+    found = probe(runner, selection.sweep.timesteps, taps, args.noise, hook.seed, store)
+    # Several taps feed one head: their mean stands for it.
+    accuracy = [sum(values) / len(taps) for values in zip(*(found.accuracy[tap] for tap in taps), strict=True)]
+    draw_timesteps(selection, accuracy, path)
+
+
+def decomposition(runner, hook, args, path):
+    import torch
+
+    from mmaselect.diffusion.noise import pixel_noise
+    from mmaselect.evaluation.figures import draw_decomposition
+    from mmaselect.hooks.images import RunnerImages
+    from mmaselect.selection.report import name_taps
+
+    at, taps = chosen(runner, hook, args)
+    images = RunnerImages(runner, runner.val_dataloader.dataset, 'val', len(args.images), hook.seed)
+    outside = [index for index in args.images if not 0 <= index < len(images)]
+    if outside:
+        raise cli.InputError(f'--images {outside[0]}: the validation data has images 0 to {len(images) - 1}')
+    batch = next(images.batches(args.images))
+    model = images.backbone.diffusion
+    latent = model.encode(batch.images)
+    with torch.no_grad():
+        maps = model(latent, pixel_noise(batch.images, tuple(latent.shape[1:]), hook.seed), at)[taps[0]]
+    names = [f'image {index}' for index in batch.indices]
+    sigma = getattr(hook.criterion, 'sigma', 0.25)
+    draw_decomposition(batch.images, maps, names, f'Timestep {at:g}, {name_taps(taps[:1])}', path, sigma)
+
+
+def fisher(runner, hook, args, path):
+    from mmaselect.evaluation.figures import draw_fisher
+
+    selection, _ = hook.score(runner)
+    draw_fisher(selection, next(label for label in selection.sweep.scores if label.startswith('Fisher')), path)
+
+
+def blocks(runner, hook, args, path):
+    import numpy as np
+
+    from mmaselect.evaluation.figures import draw_blocks
+    from mmaselect.evaluation.probe import probe
+
+    selection, images = hook.score(runner)
+    at = selection.timestep if args.at is None else args.at
+    taps = [taps[0] for taps in images.backbone.alternatives]
+    found = probe(runner, [at], taps, args.noise, hook.seed, Path(runner.work_dir) / 'probes.json')
+    position = selection.sweep.timesteps.index(at)
+    scores = selection.sweep.scores[hook.criterion.label]
+    names, numbers = (list(dict.fromkeys(tap[part] for tap in taps)) for part in (1, 0))
+
+    def table(values):
+        return np.array([[values[number, name][0] for number in numbers] for name in names])
+
+    draw_blocks(
+        table({tap: [scores[tap][position]] for tap in taps}), table(found.accuracy), numbers, names,
+        hook.criterion.label, at, path,
+    )  # fmt: skip
+
+
+def chosen(runner, hook, args):
+    """Timestep and taps: as asked for, or as selected."""
+    from mmaselect.hooks.images import find_backbone
+
+    backbone = find_backbone(runner)
+    if args.at is not None and backbone.taps is not None:
+        return args.at, backbone.taps
+    selection, _ = hook.score(runner)
+    return (selection.timestep if args.at is None else args.at), selection.taps
+
+
+def main():
+    kind, args = parse_args()
+    cfg = cli.finish_config(cli.load_config(args), args)
+    overrides = {}
+    if kind == 'blocks':
+        cfg.model.backbone.update(block='auto', component='auto')
+        # One timestep is all that is shown, but the selected one is not known before.
+        if args.at is not None:
+            args.timesteps = [args.at]
+    if kind == 'fisher':
+        overrides['compare'] = [
+            dict(type='HighFrequencyRatio'), dict(type='NoiseConsistentHFR', centred=False),
+            dict(type='NoiseConsistentHFR'), dict(type='FisherScore'),
+        ]  # fmt: skip
+    runner, hook = cli.build_selection(cfg, args, **overrides)
+    path = Path(args.out or Path(runner.work_dir) / f'figure_{kind}.png')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    {'timesteps': timesteps, 'decomposition': decomposition, 'fisher': fisher, 'blocks': blocks}[kind](
+        runner, hook, args, path
+    )
+    print(f'{path}, {path.with_suffix(".csv").name}')
+
+
+if __name__ == '__main__':
+    cli.run(main)
