@@ -14,44 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, error_line, run_tool
+from conftest import DEMO as CONFIG
+from conftest import ROOT, error_line, options, run_tool
 
-CONFIG = ROOT / 'configs/demo/dit-nano_linear_bs64-20e_digits-16px.py'
 EPOCHS = re.compile(r'Epoch\(train\)\s+\[\s*(\d+)\]')
-
-
-@pytest.fixture(scope='session')
-def digits(tmp_path_factory):
-    """150 training and 60 test digits in mmpretrain's folder layout."""
-    import shutil
-
-    full, folder = tmp_path_factory.mktemp('digits'), tmp_path_factory.mktemp('few')
-    done = run_tool('dataset_converters/prepare_digits.py', full)
-    assert done.returncode == 0, done.stderr
-    assert '1200 training and 597 test images' in done.stdout
-    assert len(list(full.glob('train/*/*.png'))) == 1200
-    for split, count in (('train', 15), ('test', 6)):
-        for digit in range(10):
-            (folder / split / str(digit)).mkdir(parents=True)
-            for file in sorted((full / split / str(digit)).iterdir())[:count]:
-                shutil.copy(file, folder / split / str(digit))
-    return folder
-
-
-def options(data, **more):
-    """``--cfg-options`` that make the demo's config short."""
-    values = {f'{split}_dataloader.dataset.data_root': data for split in ('train', 'val', 'test')}
-    values |= {
-        'custom_hooks.0.timesteps': '[0,400,900]',
-        'custom_hooks.0.num_images': 40,
-        'custom_hooks.0.batch_size': 16,
-        'train_cfg.max_epochs': 3,
-        'train_cfg.val_interval': 1,
-        'train_dataloader.batch_size': 8,
-        'default_hooks.logger.interval': 1,
-        **more,
-    }
-    return ['--cfg-options', *(f'{key}={value}' for key, value in values.items())]
 
 
 @pytest.fixture(scope='module')

@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
 import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
 from mmaselect import cli
 
@@ -24,57 +22,6 @@ def run_tool(name, *args):
     if status:
         # The tool has said why.
         sys.exit(status)
-
-
-@torch.no_grad()
-def pooled_features(backbone, loader, timesteps, preprocess, shared):
-    """Pooled queries of a data set at every timestep, each image encoded once: (T, N, C) and labels.
-
-    ``shared`` gives all images one noise, as the trained head sees them; otherwise each has its own, as selection
-    sees them.
-    """
-    from mmaselect.diffusion.noise import seeded_noise
-
-    features, labels = [[] for _ in timesteps], []
-    for batch in loader:
-        data = preprocess(batch, False)
-        latent = backbone.diffusion.encode(backbone.to_unit_range(data['inputs'].float()))
-        shape = tuple(latent.shape[1:])
-        if shared:
-            noise = seeded_noise(shape, backbone.noise_seed)
-        else:
-            names = [Path(sample.img_path).stem for sample in data['data_samples']]
-            noise = torch.stack([seeded_noise(shape, backbone.noise_seed, int(name)) for name in names])
-        for number, timestep in enumerate(timesteps):
-            maps = backbone.diffusion(latent, noise, timestep)
-            features[number].append(maps[backbone.taps[0]].mean((2, 3)))
-        labels += [int(sample.gt_label) for sample in data['data_samples']]
-    return torch.stack([torch.cat(parts) for parts in features]).numpy(), labels
-
-
-def probe_accuracies(cfg, timesteps, shared):
-    """Test accuracy in percent of a logistic regression on the pooled query, for every timestep."""
-    from mmengine.registry import MODELS, init_default_scope
-    from mmengine.runner import Runner
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from tqdm import tqdm
-
-    init_default_scope(cfg.default_scope)
-    backbone = MODELS.build(cfg.model.backbone)
-    preprocess = MODELS.build(dict(type='ClsDataPreprocessor', **cfg.data_preprocessor))
-    splits = [
-        pooled_features(backbone, Runner.build_dataloader(cfg[f'{split}_dataloader']), timesteps, preprocess, shared)
-        for split in ('train', 'test')
-    ]
-    (train, train_labels), (test, test_labels) = splits
-    accuracies = []
-    name = 'one noise for all images' if shared else "each image's own noise"
-    for train_x, test_x in tqdm(zip(train, test, strict=True), total=len(timesteps), desc=f'linear probes, {name}'):
-        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))
-        accuracies.append(100 * probe.fit(train_x, train_labels).score(test_x, test_labels))
-    return accuracies
 
 
 def print_table(selection, own, shared, head_accuracy):
@@ -115,6 +62,7 @@ def main():
     args = parser.parse_args()
     from mmengine.config import Config
 
+    from mmaselect.evaluation.probe import probe
     from mmaselect.selection.report import Selection, plot, read_selection
 
     work_dir = Path(args.work_dir)
@@ -129,10 +77,13 @@ def main():
 
     cfg = Config.fromfile(CONFIG)
     cfg.merge_from_dict(dict(option.split('=') for option in options))
-    # The solver of the probes rounds by the order of its samples.
-    cfg.train_dataloader.sampler.shuffle = False
+    cfg.work_dir = str(work_dir / 'probes')
+    runner = cli.build_runner(cli.finish_config(cfg, argparse.Namespace(cfg_options=None, no_pin_memory=False)))
     selection = Selection.from_dict(read_selection(work_dir / 'selection.json'))
-    own, shared = (probe_accuracies(cfg, selection.sweep.timesteps, shared) for shared in (False, True))
+    own, shared = (
+        probe(runner, selection.sweep.timesteps, selection.taps, noise).accuracy[selection.taps[0]]
+        for noise in ('own', 'fixed')
+    )
     curve = work_dir / 'demo.png'
     plot(selection, curve, own)
     print()

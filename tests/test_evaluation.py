@@ -1,0 +1,189 @@
+"""Probes and figures: their numbers against what can be computed without them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import DEMO, options, run_tool
+from PIL import Image
+
+import mmaselect
+from mmaselect.evaluation.figures import correlation, decompose, principal_colours, write_csv
+from mmaselect.evaluation.probe import linear_probe
+from mmaselect.selection.spectrum import gaussian_high_pass, high_frequency_ratio
+
+SIT = dict(type='SiT', pretrained='mmaselect://dit-nano_digits', latent='pixels')
+
+
+def read(path):
+    with Path(path).open(newline='', encoding='utf-8') as file:
+        return [{key: value if key in ('component', 'criterion', 'image') else float(value)
+                 for key, value in row.items()} for row in csv.DictReader(file)]  # fmt: skip
+
+
+def test_the_parts_of_a_decomposition():
+    maps = torch.randn(2, 3, 8, 10)
+    low, high = decompose(maps, 0.3)
+    torch.testing.assert_close(low + high, maps)
+    share = high.square().sum((1, 2, 3)) / maps.square().sum((1, 2, 3))
+    torch.testing.assert_close(share, high_frequency_ratio(maps, 0.3))
+    wave = torch.cos(2 * torch.pi * 3 * torch.arange(12) / 12).expand(1, 1, 12, 12)
+    passed = gaussian_high_pass(12, 12, 0.25)[0, 3]
+    torch.testing.assert_close(decompose(wave)[1], passed * wave, rtol=1e-4, atol=1e-5)
+
+
+def test_principal_colours_follow_the_strongest_direction():
+    maps = torch.zeros(1, 5, 4, 4)
+    maps[0, 3] = torch.linspace(-1, 1, 16).view(4, 4)
+    shown, basis = principal_colours(maps)
+    assert basis.shape == (5, 3)
+    assert abs(basis[3, 0].item()) == pytest.approx(1)
+    red = shown[0, ..., 0].flatten()
+    assert (np.diff(red if red[-1] > red[0] else -red) >= 0).all()
+    assert red.min() == 0
+    assert red.max() == 1
+
+
+def test_correlation_of_a_constant_is_not_a_number():
+    assert correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert np.isnan(correlation([1, 1, 1], [3, 2, 1]))
+
+
+def test_a_linear_probe_reads_what_is_there_and_nothing_else():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 4, 4000)
+    features = generator.normal(size=(4000, 8))
+    # Chance is 25 %, with a standard error of 1.
+    assert 21 < linear_probe(features[:2000], labels[:2000], features[2000:], labels[2000:]) < 29
+    features[:, :4] += 1000 + 20 * np.eye(4)[labels]
+    assert linear_probe(features[:2000], labels[:2000], features[2000:], labels[2000:]) == 100
+
+
+def test_csv_is_written_whole_or_not_at_all(tmp_path):
+    write_csv(tmp_path / 'a.csv', [{'x': 1.5, 'y': 'a,b'}])
+    assert (tmp_path / 'a.csv').read_text().splitlines() == ['x,y', '1.5,"a,b"']
+    with pytest.raises(ValueError):
+        write_csv(tmp_path / 'b.csv', [{'x': 1}, {'z': 2}])
+    assert [path.name for path in tmp_path.iterdir()] == ['a.csv']
+
+
+@pytest.fixture(scope='module')
+def work_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp('figures')
+
+
+def draw(kind, digits, work_dir, *args):
+    done = run_tool('analysis_tools/figures.py', kind, DEMO, '--work-dir', work_dir, *args, *options(digits))
+    assert done.returncode == 0, done.stderr[-3000:]
+    picture = work_dir / f'figure_{kind}.png'
+    assert done.stdout.splitlines()[-1] == f'{picture}, figure_{kind}.csv'
+    # Something is drawn: more than a few colours, on more than a few rows.
+    pixels = np.asarray(Image.open(picture).convert('RGB'))
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+    return read(picture.with_suffix('.csv'))
+
+
+def read_images(folder):
+    files = sorted(folder.rglob('*.png'))
+    # As the config's pipeline reads them.
+    scaled = [cv2.resize(cv2.imread(str(path)), (16, 16), interpolation=cv2.INTER_CUBIC) for path in files]
+    tensor = torch.stack([torch.from_numpy(image) for image in scaled])
+    return tensor.permute(0, 3, 1, 2), np.array([int(path.parent.name) for path in files])
+
+
+def test_scores_and_accuracy_over_timesteps(digits, work_dir):
+    rows = draw('timesteps', digits, work_dir)
+    assert [row['timestep'] for row in rows] == [0, 400, 900]
+    (train, train_labels), (test, test_labels) = (read_images(digits / split) for split in ('train', 'test'))
+    for row in rows:
+        x, y = (mmaselect.extract(SIT, images, row['timestep'], 2, noise='own', pool=True).numpy()
+                for images in (train, test))  # fmt: skip
+        assert row['probe accuracy (%)'] == pytest.approx(linear_probe(x, train_labels, y, test_labels), abs=0.01)
+    assert rows[0]['probe accuracy (%)'] > 80 > rows[2]['probe accuracy (%)']
+    for label in ('HFR (sigma 0.25)', 'centred noise-consistent HFR (sigma 0.25)'):
+        for row in rows:
+            assert row[f'{label}, 2.5 %'] <= row[label] <= row[f'{label}, 97.5 %'] or row[label] == 0
+    # A second figure of the same request trains no probe again.
+    stored = json.loads((work_dir / 'probes.json').read_text())
+    again = draw('timesteps', digits, work_dir)
+    assert again == rows
+    assert json.loads((work_dir / 'probes.json').read_text()) == stored
+
+
+def test_scores_against_the_fisher_score(digits, work_dir):
+    rows = draw('fisher', digits, work_dir)
+    fisher = [row['Fisher Score (labels)'] for row in rows]
+    assert fisher == sorted(fisher, reverse=True)
+    assert {name for name in rows[0] if 'HFR' in name} == {
+        'HFR (sigma 0.25)', 'noise-consistent HFR (sigma 0.25)', 'centred noise-consistent HFR (sigma 0.25)',
+    }  # fmt: skip
+
+
+def test_components_and_blocks(digits, work_dir):
+    rows = draw('blocks', digits, work_dir, '--at', '400')
+    assert {(row['component'], row['block']) for row in rows} == {
+        (component, block) for component in ('query', 'key', 'value', 'attention', 'output') for block in range(5)
+    }
+    (train, train_labels), (test, test_labels) = (read_images(digits / split) for split in ('train', 'test'))
+    x, y = (mmaselect.extract(SIT, images, 400, 3, 'value', noise='own', pool=True).numpy() for images in (train, test))
+    (row,) = [row for row in rows if (row['component'], row['block']) == ('value', 3)]
+    assert row['probe accuracy (%)'] == pytest.approx(linear_probe(x, train_labels, y, test_labels), abs=0.01)
+
+
+def test_decomposition_beside_the_image(digits, work_dir):
+    rows = draw('decomposition', digits, work_dir, '--at', '100', '--images', '3', '59')
+    images, _ = read_images(digits / 'test')
+    maps = mmaselect.extract(SIT, images[[3, 59]], 100, 2, noise='own')
+    assert [row['image'] for row in rows] == ['image 3', 'image 59']
+    assert [row['HFR'] for row in rows] == pytest.approx(high_frequency_ratio(maps).tolist(), rel=1e-3)
+
+
+def test_bad_requests_get_one_line(digits, work_dir, call_tool):
+    from conftest import error_line
+
+    def call(*args):
+        return error_line(call_tool('analysis_tools/figures.py', *args))
+
+    assert "figure=['pie'] is not known; choose from: timesteps, decomposition, fisher, blocks" in call('pie', DEMO)
+    line = call('decomposition', DEMO, '--work-dir', work_dir, '--at', '0', '--images', '60', *options(digits))
+    assert '--images 60: the validation data has images 0 to 59' in line
+
+
+def test_criteria_are_compared_with_the_oracle(digits, tmp_path):
+    done = run_tool(
+        'analysis_tools/compare_criteria.py', DEMO, '--work-dir', tmp_path, '--blocks', 1, 2, '--shared',
+        *options(digits),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = read(tmp_path / 'criteria.csv')
+    assert len(rows) == 2 * 9
+    for row in rows:
+        assert row['accuracy (%)'] <= row['oracle (%)']
+        if row['selected'] == row['oracle timestep']:
+            assert row['accuracy (%)'] == row['oracle (%)']
+    cost = {row['criterion']: row['block evaluations'] for row in rows}
+    assert cost['centred noise-consistent HFR (sigma 0.25)'] == 2 * cost['HFR (sigma 0.25)'] == 2 * 40 * 3 * 3
+    assert cost['no criterion: always 0'] == 0
+    assert '| Fisher Score (labels) |' in done.stdout
+
+
+def test_traversal_search_counts_what_it_costs(digits, tmp_path):
+    done = run_tool('analysis_tools/traversal_search.py', DEMO, '--work-dir', tmp_path, *options(digits))
+    assert done.returncode == 0, done.stderr[-3000:]
+    content = json.loads((tmp_path / 'traversal.json').read_text())
+    selection, once, again = content['rows']
+    # 40 images, 3 timesteps, 2 noises, 3 blocks; then 150 training images (3 epochs) and 60 test images.
+    assert selection['block_evaluations'] == 40 * 3 * 2 * 3
+    assert once['block_evaluations'] == (150 + 60) * 3 * 3
+    assert again['block_evaluations'] == (3 * 150 + 60) * 3 * 3
+    assert once['timestep'] == content['timesteps'][int(np.argmax(content['accuracy']))]
+    assert selection['timestep'] == 0
+    ratio = again['block_evaluations'] / selection['block_evaluations']
+    assert re.search(rf'traversal, 3 epochs each \* .*{again["block_evaluations"]} .* {ratio:.1f} ', done.stdout)
