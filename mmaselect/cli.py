@@ -205,7 +205,10 @@ def build_selection(cfg: Config, args: argparse.Namespace, **overrides: Any) -> 
     hook = TimestepSelectionHook(**{**settings, **overrides})
     cfg.load_from, cfg.resume = None, False
     # A timestep that the config sets is what the user wants to compare with, not a reason to stop.
-    cfg.model.backbone.timestep = 'auto'
+    backbone = cfg.model.backbone
+    if isinstance(backbone.get('timestep'), (list, tuple)):
+        backbone.num_timesteps = len(backbone.timestep)
+    backbone.timestep = 'auto'
     runner = build_runner(cfg)
     hook.before_run(runner)
     return runner, hook

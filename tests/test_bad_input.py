@@ -78,6 +78,18 @@ def attempt(call_tool, data, tmp_path):
         (dict(custom_hooks__0__criterion__sigma=-1), 'sigma=-1 is not valid'),
         (dict(custom_hooks__0__timesteps='[0,1001]'), 'timesteps=1001 is not a timestep'),
         (dict(custom_hooks__0__num_images=0), 'num_images=0 is not valid: give a whole number of at least 1'),
+        (dict(custom_hooks__0__num_images='some'), "num_images='some' is not valid: give a whole number of at least 1"),
+        (dict(custom_hooks__0__search='fast'), "search='fast' is not known; choose from: sweep, coarse-to-fine"),
+        (dict(custom_hooks__0__stability=0), 'stability=0 is not valid: give a share in (0, 1]'),
+        (dict(custom_hooks__0__batch_size=1), 'batch_size=1 is too small: centred noise-consistent HFR (sigma 0.25)'),
+        (
+            dict(custom_hooks__0__blocks='[7]', model__backbone__block='auto'),
+            'blocks=[7], components=None leave nothing to choose from: blocks are 0 to 4',
+        ),
+        (dict(model__backbone__num_timesteps=3), 'num_timesteps=3 is more than the 2 timesteps to choose from'),
+        (dict(model__backbone__num_timesteps=0), 'num_timesteps=0 is not valid: give a whole number of at least 1'),
+        (dict(model__backbone__block='middle'), "block='middle' is not valid: give a number from 0 to 4, or 'auto'"),
+        (dict(model__backbone__timestep='[5,5]'), 'timestep=[5, 5] is not valid: give at least one timestep, and each'),
         (dict(train_dataloader__dataset__data_root='/none'), 'a data set cannot be built'),
     ],
 )

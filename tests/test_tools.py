@@ -185,13 +185,69 @@ def test_two_processes_choose_as_one(digits, tmp_path, trained):
     alone = json.loads((trained[0] / 'selection.json').read_text())
     together = json.loads((tmp_path / 'selection.json').read_text())
     assert (alone['world_size'], together['world_size']) == (1, 2)
-    for key in ('timestep', 'num_images', 'block_evaluations', 'encoder_runs', 'choices'):
+    for key in ('timestep', 'num_images', 'block_evaluations', 'encoder_runs', 'choices', 'decisions'):
         assert together[key] == alone[key], key
     for label, curve in alone['scores'].items():
         assert together['scores'][label] == pytest.approx(curve, rel=1e-4)
     tested = launch('dist_test.sh', CONFIG, tmp_path / 'epoch_1.pth', 2, '--work-dir', tmp_path / 'test', *settings)
     assert tested.returncode == 0, tested.stderr[-3000:]
     assert accuracies(tested.stdout)[-1] == accuracies(done.stdout)[-1]
+
+
+def test_block_and_component_are_selected_with_the_timestep(digits, tmp_path):
+    """All that can be left open: 41 timesteps coarse to fine, 25 taps, and as many images as it takes."""
+    settings = options(
+        digits,
+        **{
+            'custom_hooks.0.timesteps': 'dict(start=0,stop=800,num=41)',
+            'custom_hooks.0.num_images': 'auto',
+            'custom_hooks.0.stability': 0.5,
+            'custom_hooks.0.search': 'coarse-to-fine',
+            'model.backbone.block': 'auto',
+            'model.backbone.component': 'auto',
+        },
+    )
+    done = run_tool('train.py', CONFIG, '--work-dir', tmp_path, *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    selection = json.loads((tmp_path / 'selection.json').read_text())
+    assert selection['num_images'] in (64, 128, 150)
+    assert len(selection['scores_per_tap']['HFR (sigma 0.25)']) == 25
+    label = selection['criterion_label']
+    tried = len(selection['timesteps'])
+    if selection['strategy'].startswith('coarse-to-fine'):
+        assert tried <= 41 // 3
+        assert selection['agreement'] >= 0.5 or selection['num_images'] == 150
+    else:
+        assert (tried, selection['strategy'].split(':')[0]) == (41, 'sweep')
+    assert selection['block_evaluations'] == selection['num_images'] * tried * 2 * 5
+    assert selection['encoder_runs'] == selection['num_images']
+    name = f'block {selection["block"]} {selection["component"]}'
+    chosen = selection['scores_per_tap'][label][name][selection['timesteps'].index(selection['timestep'])]
+    highest = max(max(curve) for curve in selection['scores_per_tap'][label].values())
+    assert 0.8 * highest <= chosen <= highest
+    checkpoint = torch.load(tmp_path / 'epoch_3.pth', weights_only=True)['state_dict']
+    assert checkpoint['backbone.taps'].tolist()[0][0] == selection['block']
+    assert (tmp_path / 'epoch_3.pth').stat().st_size < 200_000
+    tested = run_tool('test.py', CONFIG, tmp_path / 'epoch_3.pth', '--work-dir', tmp_path / 'test', *settings)
+    assert tested.returncode == 0, tested.stderr[-3000:]
+    assert accuracies(tested.stdout)[-1] == accuracies(done.stdout)[-1]
+
+
+def test_several_timesteps_are_fused(digits, tmp_path):
+    config = ROOT / 'configs/demo/dit-nano_fusion-3t_bs64-20e_digits-16px.py'
+    settings = options(digits, **{'custom_hooks.0.timesteps': '[0,50,400,800]'})
+    done = run_tool('train.py', config, '--work-dir', tmp_path, *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    selection = json.loads((tmp_path / 'selection.json').read_text())
+    assert len(selection['timestep']) == 3
+    assert selection['timestep'][0] == selection['choices'][selection['criterion_label']]
+    state = torch.load(tmp_path / 'epoch_3.pth', weights_only=True)['state_dict']
+    assert state['backbone.timestep'].tolist() == selection['timestep']
+    assert state['neck.0.logits'].shape == (1, 3)
+    assert state['neck.0.logits'].abs().max() > 0
+    tested = run_tool('test.py', config, tmp_path / 'epoch_3.pth', '--work-dir', tmp_path / 'test', *settings)
+    assert tested.returncode == 0, tested.stderr[-3000:]
+    assert accuracies(tested.stdout)[-1] == accuracies(done.stdout)[-1] > 40
 
 
 @pytest.mark.parametrize(
