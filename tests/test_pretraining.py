@@ -40,6 +40,31 @@ def test_the_loss_is_the_error_of_the_velocity(monkeypatch):
     assert seen['labels'].tolist() == [1] * 4
 
 
+def test_half_precision_computes_the_network_and_keeps_weights_and_loss(monkeypatch):
+    from mmaselect.errors import InputError
+
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    losses, seen = {}, []
+
+    def note(module, args, output):
+        seen.append(output.dtype)
+
+    for dtype in (None, 'bfloat16'):
+        torch.manual_seed(0)
+        model = FlowMatching(dict(TINY, num_embeds_ada_norm=1), autocast=dtype)
+        torch.nn.init.normal_(model.transformer.proj_out_2.weight, std=0.1)
+        model.transformer.transformer_blocks[0].attn1.to_q.register_forward_hook(note)
+        losses[dtype] = model(images)['loss']
+        assert seen.pop() == (torch.bfloat16 if dtype else torch.float32)
+        assert losses[dtype].dtype == torch.float32
+        losses[dtype].backward()
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert losses['bfloat16'].item() == pytest.approx(losses[None].item(), rel=0.01)
+    assert losses['bfloat16'] != losses[None]
+    with pytest.raises(InputError, match="dtype='int8' is not known; choose from: float32, bfloat16, float16"):
+        FlowMatching(TINY, autocast='int8')
+
+
 @pytest.mark.parametrize('shift', (None, 0))
 def test_what_is_exported_is_what_the_backbone_runs(tmp_path, shift):
     extra = {} if shift is None else {FREQUENCY_SHIFT: shift}

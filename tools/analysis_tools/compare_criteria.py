@@ -10,14 +10,14 @@ from pathlib import Path
 import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
 from mmaselect import cli
 
-#: Those of one noise are searched together, and those of two: what a criterion costs is its passes.
+#: Searched group by group: a criterion costs the passes of its group, and further ones of a group next to nothing.
 CRITERIA = (
     (
         dict(type='HighFrequencyRatio', sigma=0.1),
         dict(type='HighFrequencyRatio', sigma=0.25),
         dict(type='HighFrequencyRatio', sigma=0.4),
-        dict(type='FisherScore'),
     ),
+    (dict(type='FisherScore'),),
     (
         dict(type='NoiseConsistentHFR', sigma=0.1),
         dict(type='NoiseConsistentHFR', sigma=0.25),
