@@ -146,7 +146,8 @@ def draw_blocks(
                 panel.text(column, row, form.format(value), ha='center', va='center', weight=weight, fontsize=8,
                            color='black' if value > middle else 'white')  # fmt: skip
         figure.colorbar(image, ax=panel)
-    figure.suptitle(f'Blocks and components at timestep {timestep:g} (bold: highest)')
+    together = correlation(scores.flatten(), accuracy.flatten())
+    figure.suptitle(f'Blocks and components at timestep {timestep:g} (bold: highest), r = {together:+.2f}')
     rows = [
         {
             'component': component,
@@ -262,5 +263,6 @@ def draw_correlations(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
     axes.invert_yaxis()
     axes.axvline(0, color='0.4', lw=1)
     axes.set(xlabel='correlation with the accuracy of a linear probe over timesteps', xlim=(-1, 1))
+    axes.set_title('Criteria against linear probes', fontsize=10)
     figure.legend(loc='outside right upper', fontsize=8)
     save(figure, path, rows)
