@@ -8,10 +8,10 @@ import shutil
 import pytest
 import safetensors
 import torch
-from conftest import family_of, make_transformer, make_vae
+from conftest import TINY, family_of, make_transformer, make_vae
 from safetensors.torch import load_file, save_file
 
-from mmaselect.diffusion.family import Tap
+from mmaselect.diffusion.family import Tap, make_alternatives
 from mmaselect.diffusion.latent import VAEEncoder, rename_attention
 from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.errors import InputError
@@ -118,6 +118,32 @@ def test_features_equal_those_of_the_pipeline_parts(model_folder, variant):
         noisy = 0.7 * latent + 0.3 * noise
     actual = model(latent, noise, 300)[Tap(2, 'value')]
     torch.testing.assert_close(actual, diffusers_maps(variant, noisy, 300, 2)['value'], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_narrowing_gives_the_model_that_was_never_wider(model_folder, variant):
+    """Also when it is done step by step, which is what a search over given candidates does."""
+    spec = DiffusionSpec(family_of(variant), pretrained=model_folder(variant))
+    everything = [tap for taps in make_alternatives('auto', 'auto', spec.num_blocks) for tap in taps]
+    latent = torch.randn(2, TINY[variant]['in_channels'], 8, 8)
+    for steps in (
+        [[Tap(3, 'output'), Tap(1, 'value')], [Tap(1, 'value')]],
+        [[Tap(2, 'attention'), Tap(2, 'key')], [Tap(2, 'key')]],
+        [[Tap(0, 'query')]],
+    ):
+        model = spec.load(everything)
+        wide = model(latent, torch.ones_like(latent), 300)
+        for taps in steps:
+            model.narrow(taps)
+            fresh = spec.load(taps)
+            assert model.identity == fresh.identity
+            assert set(model.state_dict()) == set(fresh.state_dict())
+            maps = model(latent, torch.ones_like(latent), 300)
+            assert set(maps) == set(taps)
+            for tap in taps:
+                torch.testing.assert_close(maps[tap], wide[tap])
+    with pytest.raises(InputError, match=r"block=3, component='query' was not loaded: this model reads query of block"):
+        model.narrow([Tap(3, 'query')])
 
 
 def test_identity_names_the_weights_and_nothing_else(model_folder, tmp_path):
