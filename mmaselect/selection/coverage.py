@@ -36,17 +36,27 @@ def sketch(features: Features) -> Tensor:
 
 
 def overlap(sketches: Sequence[Tensor]) -> Tensor:
-    """What each pair of timesteps shares: (T, T), symmetric, sums over images and draws."""
+    """What each pair of timesteps shares, and what each holds, image and noise together.
+
+    Args:
+        sketches: Of every timestep.
+
+    Returns:
+        (T + 1, T): shared energies, symmetric, and below them the timesteps' own energies; sums over images, and means
+        over draws.
+    """
     first, second = (torch.stack([one[draw].flatten() for one in sketches]).double() for draw in (0, 1))
     shared = first @ second.T
-    return (shared + shared.T) / 2
+    own = (first.square().sum(1) + second.square().sum(1)) / 2
+    return torch.cat([(shared + shared.T) / 2, own[None]])
 
 
 def greedy(scores: Sequence[float], shared: Tensor, first: int, num: int) -> list[int]:
     """Chooses several timesteps, each for what it adds.
 
-    The next one has the highest ``score (1 - R^2)``, where ``R^2`` is the share of its features' energy that the
-    chosen ones explain when each may be scaled by a number of its own, which is what ``SoftmaxFusion`` can learn.
+    The next one has the highest score times the share of its features' energy that is the image's (which two noises
+    agree on) and that the chosen ones do not explain, when each of them may be scaled by a number of its own, which is
+    what ``SoftmaxFusion`` can learn.
 
     Args:
         scores: Of every timestep, at least 0.
@@ -59,14 +69,14 @@ def greedy(scores: Sequence[float], shared: Tensor, first: int, num: int) -> lis
     """
     chosen = [first]
     scores = torch.as_tensor(scores, dtype=torch.float64)
-    energy = shared.diagonal().clamp_min(0)
+    shared, own = shared[:-1], shared[-1]
     while len(chosen) < num:
         known = shared[chosen][:, chosen]
         # A ridge far below the data: two timesteps that show exactly the same make the matrix singular.
         known = known + 1e-9 * known.diagonal().mean() * torch.eye(len(chosen), dtype=known.dtype)
         cross = shared[chosen]
-        explained = (cross * torch.linalg.solve(known, cross)).sum(0) / energy.clamp_min(1e-30)
-        gain = scores * (1 - explained.clamp(0, 1)) * (energy > 0)
+        explained = (cross * torch.linalg.solve(known, cross)).sum(0)
+        gain = scores * (shared.diagonal() - explained).clamp_min(0) / own.clamp_min(1e-30)
         gain[chosen] = -torch.inf
         chosen.append(int(gain.argmax()))
     return chosen

@@ -226,7 +226,7 @@ class Search:
             if criterion.fields is not None
         }
         self._free: dict[tuple[int, int, int], Sums] = {}
-        self._shared = torch.zeros(len(self.taps), len(self.timesteps), len(self.timesteps), dtype=torch.float64)
+        self._shared = torch.zeros(len(self.taps), len(self.timesteps) + 1, len(self.timesteps), dtype=torch.float64)
         self._counts = torch.zeros(3, dtype=torch.float64)  # images, block evaluations, encoder runs
         self._kept: list[tuple[Tensor, Batch]] = []
         self.evaluated: set[int] = set()
