@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mmaselect.apis.images import Images
 from mmaselect.diffusion.families import FAMILIES
@@ -17,6 +16,7 @@ from mmaselect.diffusion.loading import Source
 from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align
 from mmaselect.diffusion.noise import pixel_noise, seeded_noise
 from mmaselect.errors import InputError, check_timesteps, unknown
+from mmaselect.progress import progress_bar
 from mmaselect.selection.criteria import build_criterion
 from mmaselect.selection.report import Selection
 from mmaselect.selection.search import GROUP, Batch, Search, draw_portions, make_timesteps, run
@@ -109,7 +109,7 @@ def extract(
     numbers = range(len(source))
     batches = source.batches(numbers, batch_size, _device(loaded))
     total = -(-len(source) // batch_size)
-    for batch in tqdm(batches, desc='features', total=total, disable=not progress):
+    for batch in progress_bar(iterable=batches, desc='features', total=total, disable=not progress):
         latent = loaded.encode(batch.images)
         shape = tuple(latent.shape[1:])
         own = noise == 'own'
@@ -181,7 +181,7 @@ def select(
     tensor = None if labels is None else torch.as_tensor(labels)
     if tensor is not None and tensor.shape != (len(source),):
         raise InputError(f'labels of shape {tuple(tensor.shape)} do not fit {len(source)} images')
-    with tqdm(desc='timestep selection', unit='pass', disable=not progress) as bar:
+    with progress_bar(desc='timestep selection', unit='pass', disable=not progress) as bar:
         finder = Search(
             loaded,
             make_timesteps(timesteps or dict(start=0, stop=1000, num=21)),

@@ -19,6 +19,7 @@ from mmaselect.diffusion.noise import pixel_noise, seeded_noise
 from mmaselect.errors import InputError, unknown
 from mmaselect.files import write_json
 from mmaselect.hooks.images import RunnerImages, find_backbone
+from mmaselect.progress import progress_bar
 
 NOISES = ('own', 'fixed')
 #: Label of pixels that belong to no class, in mmseg.
@@ -144,8 +145,6 @@ def probe(
     Returns:
         The accuracies.
     """
-    from tqdm import tqdm
-
     timesteps, taps = list(timesteps), list(taps)
     backbone = find_backbone(runner)
     splits = {'train': runner.train_dataloader.dataset, 'val': runner.val_dataloader.dataset}
@@ -162,12 +161,12 @@ def probe(
     for name, dataset in splits.items():
         images = RunnerImages(runner, dataset, 'val', 32, seed, labels=True)
         total = -(-len(images) // images.batch_size)
-        with tqdm(total=total, desc=f'features of {name}', disable=not progress) as bar:
+        with progress_bar(total=total, desc=f'features of {name}', disable=not progress) as bar:
             read[name] = read_features(images, timesteps, taps, noise, seed, bar.update)
         result.block_evaluations += len(images) * len(timesteps) * backbone.diffusion.num_blocks
     result.feature_seconds = time.perf_counter() - started
     started = time.perf_counter()
-    with tqdm(total=len(taps) * len(timesteps), desc='linear probes', disable=not progress) as bar:
+    with progress_bar(total=len(taps) * len(timesteps), desc='linear probes', disable=not progress) as bar:
         (train, train_labels), (test, test_labels) = read['train'], read['val']
         for tap in taps:
             result.accuracy[tap] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from tqdm import tqdm
 
 from mmaselect.backbones import ASelectDiT
 from mmaselect.diffusion.family import AUTO_COMPONENTS, Tap
 from mmaselect.errors import InputError, unknown
 from mmaselect.hooks.images import RunnerImages, check_normalisation, find_backbone, unwrap
+from mmaselect.progress import progress_bar
 from mmaselect.selection.criteria import Sums, build_criterion
 from mmaselect.selection.report import Selection, read_selection
 from mmaselect.selection.search import STRATEGIES, Batch, Search, draw_portions, make_timesteps, run
@@ -180,9 +179,7 @@ class TimestepSelectionHook(Hook):
             f'{model.num_blocks} blocks, {len(alternatives)} choices of block and component ({self.search})'
         )
         rank, world_size = dist.get_dist_info()
-        # A bar that redraws itself is for eyes; in a log file it would be one endless line.
-        interval = 0.1 if sys.stderr.isatty() else 10
-        with tqdm(desc='timestep selection', unit='pass', disable=rank != 0, mininterval=interval) as bar:
+        with progress_bar(desc='timestep selection', unit='pass', disable=rank != 0) as bar:
             search = Search(
                 model,
                 timesteps,
