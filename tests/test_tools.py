@@ -155,7 +155,7 @@ def test_selecting_without_training(digits, tmp_path, trained):
     assert done.returncode == 0, done.stderr[-3000:]
     selection = json.loads((tmp_path / 'selection.json').read_text())
     assert selection['criterion'] == {'type': 'FisherScore'}
-    assert f'timestep {selection["timestep"]:g} -> {tmp_path}/selection.json' in done.stdout
+    assert f'timestep {selection["timestep"]:g}, block 2, query -> {tmp_path}/selection.json' in done.stdout
     assert selection['scores']['Fisher Score (labels)'][0] > selection['scores']['Fisher Score (labels)'][2] > 0
     # The criteria that both runs computed agree to the last digit.
     before = json.loads((trained[0] / 'selection.json').read_text())['scores']
@@ -199,7 +199,8 @@ def test_block_and_component_are_selected_with_the_timestep(digits, tmp_path):
     settings = options(
         digits,
         **{
-            'custom_hooks.0.timesteps': 'dict(start=0,stop=800,num=41)',
+            # mmengine's --cfg-options know lists, but no dict(...).
+            'custom_hooks.0.timesteps': str(list(range(0, 801, 20))).replace(' ', ''),
             'custom_hooks.0.num_images': 'auto',
             'custom_hooks.0.stability': 0.5,
             'custom_hooks.0.search': 'coarse-to-fine',
