@@ -145,7 +145,8 @@ def probe(
     Returns:
         The accuracies.
     """
-    timesteps, taps = list(timesteps), list(taps)
+    # One block may feed several levels of a segmentation head.
+    timesteps, taps = list(timesteps), list(dict.fromkeys(taps))
     backbone = find_backbone(runner)
     splits = {'train': runner.train_dataloader.dataset, 'val': runner.val_dataloader.dataset}
     request = {

@@ -74,7 +74,7 @@ class Selection:
     def bounds(self, label: str) -> list[list[float]] | None:
         """95 % intervals of :meth:`curve`; None if there are none, or if the curve is an average over taps."""
         by_tap = self.sweep.intervals.get(label)
-        return by_tap[self.taps[0]] if by_tap and len(self.taps) == 1 else None
+        return by_tap[self.taps[0]] if by_tap and len(set(self.taps)) == 1 else None
 
     def check(self) -> None:
         """Raises :class:`InputError` if the deciding criterion is 0 at every timestep."""
