@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmaselect.apis.images import Images
 from mmaselect.diffusion.families import FAMILIES
-from mmaselect.diffusion.family import Tap, make_alternatives
+from mmaselect.diffusion.family import Tap, all_taps, make_alternatives
 from mmaselect.diffusion.loading import Source
 from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align
 from mmaselect.diffusion.noise import pixel_noise, seeded_noise
@@ -52,7 +52,7 @@ def load(
     if isinstance(model, FrozenDiffusion):
         return model
     spec = DiffusionSpec.from_dict(_to_dict(model))
-    return spec.load(_flatten(_alternatives(spec.num_blocks, block, component)))
+    return spec.load(all_taps(_alternatives(spec.num_blocks, block, component)))
 
 
 @torch.no_grad()
@@ -171,12 +171,13 @@ def select(
     """
     config = dict(criterion or RECOMMENDED)
     criteria = {one.label: one for one in map(build_criterion, [config, *([PAPER] if compare is None else compare)])}
-    loaded = load(model, block, component)
     if isinstance(model, FrozenDiffusion):
-        auto = 'auto' in (block, component)
+        loaded, auto = model, 'auto' in (block, component)
         alternatives = [(tap,) for tap in loaded.family.taps] if auto else [loaded.family.taps]
     else:
-        alternatives = _alternatives(DiffusionSpec.from_dict(_to_dict(model)).num_blocks, block, component)
+        spec = DiffusionSpec.from_dict(_to_dict(model))
+        alternatives = _alternatives(spec.num_blocks, block, component)
+        loaded = spec.load(all_taps(alternatives))
     source = Images(images, loaded.stride, size or loaded.image_size)
     tensor = None if labels is None else torch.as_tensor(labels)
     if tensor is not None and tensor.shape != (len(source),):
@@ -224,10 +225,6 @@ def _alternatives(
     num_blocks: int, block: int | Sequence[int] | str | None, component: str | Sequence[str]
 ) -> list[tuple[Tap, ...]]:
     return make_alternatives(num_blocks // 2 if block is None else block, component, num_blocks)
-
-
-def _flatten(alternatives: Iterable[Sequence[Tap]]) -> list[Tap]:
-    return list(dict.fromkeys(tap for taps in alternatives for tap in taps))
 
 
 def _device(model: FrozenDiffusion) -> torch.device:

@@ -13,7 +13,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from mmaselect.diffusion.family import COMPONENTS, Tap, make_alternatives
+from mmaselect.diffusion.family import COMPONENTS, Tap, all_taps, make_alternatives
 from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align, pad_to_cells
 from mmaselect.diffusion.noise import pixel_noise, seeded_noise
 from mmaselect.errors import InputError, check_timesteps, unknown
@@ -112,8 +112,7 @@ class ASelectDiT(BaseModule):
         self._frozen = _Frozen(self.configured_timesteps, chosen)
         # On the meta device only shapes are asked for (tests and tools build the largest models there).
         if torch.empty(()).device.type != 'meta':
-            candidates = [tap for taps in self.alternatives for tap in taps]
-            self._frozen.model = self.spec.load(list(dict.fromkeys(candidates)))
+            self._frozen.model = self.spec.load(all_taps(self.alternatives))
         self.register_state_dict_post_hook(_save_choice)
 
     # --- the frozen model and the chosen timestep --------------------------------------------------------------------

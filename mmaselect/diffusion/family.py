@@ -92,6 +92,11 @@ def make_alternatives(
     return [make_taps(one, name, num_blocks) for one in blocks for name in components]
 
 
+def all_taps(alternatives: Iterable[Sequence[Tap]]) -> list[Tap]:
+    """Every tap of several sets, once, in the order of their first occurrence."""
+    return list(dict.fromkeys(tap for taps in alternatives for tap in taps))
+
+
 class Family(nn.Module, ABC):
     """A frozen diffusion transformer that stops at the last tap.
 

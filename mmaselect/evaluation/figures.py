@@ -246,10 +246,10 @@ def draw_correlations(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
     """Bars of the correlation of each criterion with probe accuracy, block by block.
 
     Args:
-        rows: With ``criterion``, ``block`` and ``correlation``.
+        rows: With ``criterion``, ``block`` and ``correlation``; a criterion without one (nan) goes into the CSV alone.
         path: A PNG file.
     """
-    criteria = list(dict.fromkeys(row['criterion'] for row in rows))
+    criteria = list(dict.fromkeys(row['criterion'] for row in rows if not np.isnan(row['correlation'])))
     blocks = sorted({row['block'] for row in rows})
     figure = new_figure(9, 1.2 + 0.5 * len(criteria))
     axes = figure.add_subplot()

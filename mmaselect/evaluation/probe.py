@@ -46,6 +46,10 @@ class ProbeResult:
     feature_seconds: float = 0.0
     probe_seconds: float = 0.0
 
+    def mean(self, taps: Sequence[Tap]) -> list[float]:
+        """Accuracy over timesteps, averaged over taps: where several feed one head, it stands for that head."""
+        return [sum(values) / len(taps) for values in zip(*(self.accuracy[tap] for tap in taps), strict=True)]
+
 
 @torch.no_grad()
 def read_features(

@@ -14,7 +14,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from mmaselect.backbones import ASelectDiT
-from mmaselect.diffusion.family import AUTO_COMPONENTS, Tap
+from mmaselect.diffusion.family import AUTO_COMPONENTS, Tap, all_taps
 from mmaselect.errors import InputError, unknown
 from mmaselect.hooks.images import RunnerImages, check_normalisation, find_backbone, unwrap
 from mmaselect.progress import progress_bar
@@ -141,7 +141,7 @@ class TimestepSelectionHook(Hook):
         """
         backbone = find_backbone(runner)
         request, alternatives = self._request(backbone), self._alternatives(backbone)
-        backbone.diffusion.narrow(list(dict.fromkeys(tap for taps in alternatives for tap in taps)))
+        backbone.diffusion.narrow(all_taps(alternatives))
         selection, images = self.score(runner, alternatives)
         selection.check()
         chosen = [selection.timesteps, selection.taps]

@@ -331,11 +331,8 @@ class Search:
 
     # --- scoring -------------------------------------------------------------------------------------------------
 
-    def finish(self, strategy: str = 'sweep') -> Sweep:
+    def finish(self) -> Sweep:
         """Brings the ranks together and scores what has been evaluated so far; may be called again after more of it.
-
-        Args:
-            strategy: How it was searched, in words, for the report.
 
         Returns:
             The scores and choices, the same on every rank.
@@ -350,7 +347,7 @@ class Search:
         if not images:
             raise InputError('selection has no images: the data set is empty')
         evaluated = sorted(self.evaluated)
-        result = Sweep([self.timesteps[position] for position in evaluated], {}, {}, strategy=strategy)
+        result = Sweep([self.timesteps[position] for position in evaluated], {}, {})
         result.num_images, result.block_evaluations, result.encoder_runs = images, block_evaluations, encoder_runs
         for which, criterion in enumerate(self.criteria):
             resampled = None
@@ -407,7 +404,6 @@ def run(
     portions: Iterable[Iterable[Batch]],
     strategy: str = 'sweep',
     stability: float | None = None,
-    on_portion: Callable[[Sweep], object] | None = None,
 ) -> Sweep:
     """Searches.
 
@@ -417,7 +413,6 @@ def run(
         strategy: ``'sweep'`` tries every timestep; ``'coarse-to-fine'`` at most a third of them, unless the curve of
             the deciding criterion (over the best alternative at each timestep) is flat or has several peaks.
         stability: Take no further portion once this share of resamples agrees with the choice; None takes them all.
-        on_portion: Called with the state after each portion but the last.
 
     Returns:
         The result.
@@ -442,8 +437,6 @@ def run(
                 raise InputError(f"num_images='auto' needs a criterion that can be resampled; {label} cannot")
             if agreement is not None and agreement >= stability:
                 return
-            if on_portion is not None:
-                on_portion(state)
 
     if strategy == 'sweep':
         start(list(range(len(search.timesteps))))
@@ -451,7 +444,10 @@ def run(
     if not search.keep:
         raise InputError("search='coarse-to-fine' needs keep=True")
 
+    state = None
+
     def evaluate(positions: list[int]) -> dict[int, float]:
+        nonlocal state
         if search.evaluated:
             search.extend(positions)
         else:
@@ -461,7 +457,7 @@ def run(
         return dict(zip(sorted(search.evaluated), map(max, zip(*curves, strict=True)), strict=True))
 
     done = coarse_to_fine(len(search.timesteps), evaluate, search.timesteps)
-    return search.finish(done)
+    return replace(state, strategy=done)
 
 
 def sweep(

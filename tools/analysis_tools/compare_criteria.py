@@ -68,7 +68,7 @@ def main():
     cfg = cli.finish_config(cli.load_config(args), args)
     if args.blocks:
         cfg.model.backbone.block = args.blocks
-    from mmaselect.evaluation.figures import correlation, draw_correlations, write_csv
+    from mmaselect.evaluation.figures import correlation, draw_correlations
     from mmaselect.evaluation.probe import probe
 
     runner, hook, found = score_all(cfg, args)
@@ -100,10 +100,8 @@ def main():
                 row['correlation'] = float('nan')
             rows.append(row)
     print(tables(rows, taps, len(timesteps)))
-    drawn = [row for row in rows if not row['criterion'].startswith('no criterion')]
     path = Path(runner.work_dir) / 'criteria.png'
-    draw_correlations(drawn, path)
-    write_csv(path.with_suffix('.csv'), rows)
+    draw_correlations(rows, path)
     own = probes['own']
     print(
         f'probes: {own.block_evaluations} block evaluations, {own.feature_seconds:.0f} s for features and '

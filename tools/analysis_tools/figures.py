@@ -36,9 +36,7 @@ def timesteps(runner, hook, args, path):
     taps = selection.taps
     store = Path(runner.work_dir) / 'probes.json'
     found = probe(runner, selection.sweep.timesteps, taps, args.noise, hook.seed, store)
-    # Several taps feed one head: their mean stands for it.
-    accuracy = [sum(values) / len(taps) for values in zip(*(found.accuracy[tap] for tap in taps), strict=True)]
-    draw_timesteps(selection, accuracy, path)
+    draw_timesteps(selection, found.mean(taps), path)
 
 
 def decomposition(runner, hook, args, path):

@@ -39,7 +39,7 @@ def main():
     sweep, taps = selection.sweep, selection.taps
     # Not from the file that other tools keep: what it costs is to be measured here.
     found = probe(runner, hook.timesteps, taps, args.noise, hook.seed)
-    accuracy = [sum(values) / len(taps) for values in zip(*(found.accuracy[tap] for tap in taps), strict=True)]
+    accuracy = found.mean(taps)
     best = accuracy.index(max(accuracy))
     sizes = [len(runner.train_dataloader.dataset), len(runner.val_dataloader.dataset)]
     blocks = images.backbone.diffusion.num_blocks
