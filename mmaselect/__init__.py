@@ -14,10 +14,20 @@ compat.apply()
 MODULE2PACKAGE.setdefault('mmaselect', 'mmaselect')
 
 # The registries must not be touched before the repairs above.
+from mmaselect import datasets  # noqa: E402, F401
 from mmaselect.apis import extract, load, select  # noqa: E402
 from mmaselect.backbones import ASelectDiT  # noqa: E402
 from mmaselect.hooks import TimestepSelectionHook  # noqa: E402
-from mmaselect.necks import SoftmaxFusion  # noqa: E402
+from mmaselect.necks import AttentionPooling, SoftmaxFusion  # noqa: E402
 from mmaselect.version import __version__  # noqa: E402
 
-__all__ = ['ASelectDiT', 'SoftmaxFusion', 'TimestepSelectionHook', '__version__', 'extract', 'load', 'select']
+__all__ = [
+    'ASelectDiT',
+    'AttentionPooling',
+    'SoftmaxFusion',
+    'TimestepSelectionHook',
+    '__version__',
+    'extract',
+    'load',
+    'select',
+]

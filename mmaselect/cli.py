@@ -169,8 +169,48 @@ def finish_config(cfg: Config, args: argparse.Namespace, persistent_workers: boo
     return cfg
 
 
-def build_runner(cfg: Config):
-    """Builds the runner of a config: mmengine's, or the one that ``runner_type`` names."""
+def check_data(cfg: Config, *fields: str) -> None:
+    """Checks that the standard data sets of a config lie where it says, and that its head has their classes.
+
+    Args:
+        cfg: The config.
+        *fields: The data loaders in use: ``'train_dataloader'`` and so on; those that the config lacks are passed over.
+
+    Raises:
+        InputError: If a folder, a file or the number of classes is not what the data set has.
+    """
+    from mmaselect.datasets import LAYOUTS, check_layout
+
+    for field in fields:
+        dataset = (cfg.get(field) or {}).get('dataset')
+        # Wrappers, such as RepeatDataset, hold the data set that counts.
+        while isinstance(dataset, dict) and isinstance(dataset.get('dataset'), dict):
+            dataset = dataset['dataset']
+        name = str((dataset or {}).get('type')).split('.')[-1]
+        if name not in LAYOUTS:
+            continue
+        if dataset.get('data_root'):
+            check_layout(name, dataset['data_root'], dataset.get('split', 'train'))
+        if dataset.get('metainfo') or dataset.get('classes'):
+            continue
+        for head in ('head', 'decode_head'):
+            settings = cfg.model.get(head)
+            found = settings.get('num_classes') if isinstance(settings, dict) else None
+            if found not in (None, LAYOUTS[name].num_classes):
+                raise InputError(
+                    f'model.{head}.num_classes={found} does not fit {field}: {name} has '
+                    f'{LAYOUTS[name].num_classes} classes'
+                )
+
+
+def build_runner(cfg: Config, *fields: str):
+    """Builds the runner of a config: mmengine's, or the one that ``runner_type`` names.
+
+    Args:
+        cfg: The config.
+        *fields: The data loaders that will be used, see :func:`check_data`.
+    """
+    check_data(cfg, *fields)
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
@@ -226,6 +266,6 @@ def build_selection(cfg: Config, args: argparse.Namespace, **overrides: Any) -> 
     if isinstance(backbone.get('timestep'), (list, tuple)):
         backbone.num_timesteps = len(backbone.timestep)
     backbone.timestep = 'auto'
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, 'train_dataloader')
     hook.before_run(runner)
     return runner, hook

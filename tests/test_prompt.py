@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 from conftest import TINY, error_line, run_tool
 
-from mmaselect.diffusion.conditioning import NUM_TOKENS, load_prompt, read_prompt
+from mmaselect.diffusion.conditioning import NUM_TOKENS, default_prompt_file, load_prompt, read_prompt
 from mmaselect.diffusion.loading import Source
 from mmaselect.errors import InputError
 
@@ -76,7 +77,13 @@ def test_the_tool_writes_what_the_pipeline_computes(pipeline_folder):
 
     done = run_tool('encode_prompt.py', pipeline_folder, '--prompt', 'a bird', '--dtype', 'float32')
     assert done.returncode == 0, done.stderr
-    embeds = load_prompt(None, Source(pipeline_folder), TINY['SD3'])
+    source = Source(pipeline_folder)
+    embeds = load_prompt('a bird', source, TINY['SD3'])
+    # Another text is another file: that of the default, the empty prompt, is not there yet.
+    with pytest.raises(InputError, match=r'has no .*prompt_embeds.safetensors; write it with .*encode_prompt.py'):
+        load_prompt(None, source, TINY['SD3'])
+    with pytest.raises(InputError, match=r"has no .*; write it with .* --prompt 'it.*s a bird'"):
+        load_prompt("it's a bird", source, TINY['SD3'])
     pipeline = StableDiffusion3Pipeline.from_pretrained(pipeline_folder)
     with torch.no_grad():
         expected, _, pooled, _ = pipeline.encode_prompt('a bird', None, None, do_classifier_free_guidance=False)
@@ -102,6 +109,13 @@ def test_prompt_files(tmp_path, model_folder, caplog):
     assert "constant prompt: '', from" in caplog.text
     with pytest.raises(InputError, match=r"has no .*prompt_embeds.safetensors; write it with .*set prompt='zeros'"):
         load_prompt(None, Source(tmp_path), config)
+    with pytest.raises(InputError, match='a model with random weights knows no text'):
+        load_prompt('a bird', None, config)
+    with pytest.raises(InputError, match=r'prompt=7 is not valid: give a text'):
+        load_prompt(7, source, config)
+    shutil.copy(default_prompt_file(source), default_prompt_file(Source(tmp_path), 'a bird'))
+    with pytest.raises(InputError, match=r"holds the embedding of '', not of prompt='a bird'"):
+        load_prompt('a bird', Source(tmp_path), config)
     with pytest.raises(InputError, match=r"prompt='nothing.safetensors' is not a file"):
         load_prompt('nothing.safetensors', source, config)
     (tmp_path / 'bad.safetensors').write_bytes(b'\x00' * 64)

@@ -22,7 +22,7 @@ def main():
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
     source = Source(args.model, 'model')
-    out = Path(args.out) if args.out else default_prompt_file(source)
+    out = Path(args.out) if args.out else default_prompt_file(source, args.prompt)
     if out.suffix != '.safetensors':
         raise InputError(f'out={str(out)!r} is not valid: give a name that ends in .safetensors')
     index = source.read_json('model_index.json')

@@ -16,7 +16,7 @@ def main():
     cfg = cli.load_config(args)
     cli.merge_resume(cfg, args.resume)
     cfg = cli.finish_config(cfg, args)
-    runner = cli.build_runner(cfg)
+    runner = cli.build_runner(cfg, 'train_dataloader')
     runner.train()
     if runner.rank == 0:
         from mmengine.runner.checkpoint import find_latest_checkpoint, load_checkpoint

@@ -52,7 +52,7 @@ def merge_args(cfg, args):
 def main():
     args = parse_args()
     cfg = merge_args(cli.load_config(args), args)
-    runner = cli.build_runner(cfg)
+    runner = cli.build_runner(cfg, 'test_dataloader')
     if args.out and args.out_item != 'metrics':
         from mmengine.evaluator import DumpResults
 

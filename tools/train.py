@@ -35,7 +35,7 @@ def merge_args(cfg, args):
 def main():
     args = parse_args()
     cfg = merge_args(cli.load_config(args), args)
-    cli.build_runner(cfg).train()
+    cli.build_runner(cfg, 'train_dataloader', 'val_dataloader').train()
 
 
 if __name__ == '__main__':

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +24,25 @@ NUM_TOKENS = 333
 logger = logging.getLogger('mmaselect')
 
 
-def default_prompt_file(source: Source) -> Path:
-    """Where the prompt of a model is kept unless the user says otherwise.
+def default_prompt_file(source: Source, prompt: str = '') -> Path:
+    """Where the embedding of a prompt is kept unless the user says otherwise.
 
     Args:
         source: The model.
+        prompt: The text.
 
     Returns:
-        ``prompt_embeds.safetensors`` in the model's own folder, or, for a model on the hub, in
-        ``$MMASELECT_CACHE`` (``~/.cache/mmaselect``) under its id.
+        ``prompt_embeds.safetensors`` for the empty prompt, else a name with the first 12 digits of the text's SHA-256;
+        in the model's own folder, or, for a model on the hub, in ``$MMASELECT_CACHE`` (``~/.cache/mmaselect``) under
+        its id.
     """
+    name = PROMPT_FILE
+    if prompt:
+        name = f'prompt_embeds-{hashlib.sha256(prompt.encode()).hexdigest()[:12]}.safetensors'
     if source.folder is not None:
-        return source.folder / PROMPT_FILE
+        return source.folder / name
     cache = Path(os.environ.get('MMASELECT_CACHE', Path.home() / '.cache' / 'mmaselect'))
-    return cache / source.name / PROMPT_FILE
+    return cache / source.name / name
 
 
 def save_prompt(path: str | Path, embeds: dict[str, Tensor], prompt: str, model: str) -> None:
@@ -57,8 +64,15 @@ def save_prompt(path: str | Path, embeds: dict[str, Tensor], prompt: str, model:
         )
 
 
-def read_prompt(path: str | Path) -> dict[str, Tensor]:
+def read_prompt(path: str | Path, expected: str | None = None) -> dict[str, Tensor]:
     """Reads what :func:`save_prompt` wrote.
+
+    Args:
+        path: The file.
+        expected: The text that it must be the embedding of; None for any.
+
+    Returns:
+        ``prompt_embeds`` (1, L, C) and ``pooled_prompt_embeds`` (1, P).
 
     Raises:
         InputError: If the file is unreadable or holds something else.
@@ -74,6 +88,8 @@ def read_prompt(path: str | Path) -> dict[str, Tensor]:
     if embeds[KEYS[0]].dim() != 3 or embeds[KEYS[1]].dim() != 2 or any(len(value) != 1 for value in embeds.values()):
         shapes = {key: tuple(value.shape) for key, value in embeds.items()}
         raise InputError(f'prompt={str(path)!r} holds {shapes}; expected (1, L, C) and (1, P)')
+    if expected is not None and text != expected:
+        raise InputError(f'{path} holds the embedding of {text!r}, not of prompt={expected!r}: write it again')
     logger.info('constant prompt: %r, from %s', text, path)
     return embeds
 
@@ -90,8 +106,8 @@ def load_prompt(prompt: str | None, source: Source | None, config: dict[str, Any
     """Finds the embedding of the constant prompt.
 
     Args:
-        prompt: A file made by ``tools/encode_prompt.py``, ``'zeros'``, or None for the model's
-            :func:`default_prompt_file`.
+        prompt: The text, whose embedding ``tools/encode_prompt.py`` has put into :func:`default_prompt_file`; or a
+            ``.safetensors`` file that it made; or ``'zeros'``. None is the empty text.
         source: The model's folder; None for a model with random weights, which knows no prompt and gets zeros.
         config: The transformer's ``config.json``.
 
@@ -99,19 +115,25 @@ def load_prompt(prompt: str | None, source: Source | None, config: dict[str, Any
         ``prompt_embeds`` (1, L, C) and ``pooled_prompt_embeds`` (1, P).
 
     Raises:
-        InputError: If there is no such file.
+        InputError: If there is no such file, or it was made for another text.
     """
+    if prompt is not None and not isinstance(prompt, str):
+        raise InputError(f"prompt={prompt!r} is not valid: give a text, a .safetensors file or 'zeros'")
     if prompt == 'zeros' or (prompt is None and source is None):
         logger.info('constant prompt: zeros (no text encoder has seen them; see tools/encode_prompt.py)')
         return zero_prompt(config)
-    if prompt is None:
-        file = default_prompt_file(source)
-        if not file.is_file():
-            raise InputError(
-                f'prompt=None: {source.name!r} has no {file}; write it with '
-                f"`python tools/encode_prompt.py {source.name}`, give another file, or set prompt='zeros'"
-            )
-        return read_prompt(file)
-    if not Path(prompt).is_file():
-        raise InputError(f"prompt={prompt!r} is not a file (make one with tools/encode_prompt.py, or set 'zeros')")
-    return read_prompt(prompt)
+    if prompt and prompt.endswith('.safetensors'):
+        if not Path(prompt).is_file():
+            raise InputError(f"prompt={prompt!r} is not a file (make one with tools/encode_prompt.py, or set 'zeros')")
+        return read_prompt(prompt)
+    if source is None:
+        raise InputError(f'prompt={prompt!r}: a model with random weights knows no text; leave it out')
+    text = prompt or ''
+    file = default_prompt_file(source, text)
+    if not file.is_file():
+        asked = f' --prompt {shlex.quote(text)}' if text else ''
+        raise InputError(
+            f'prompt={prompt!r}: {source.name!r} has no {file}; write it with '
+            f"`python tools/encode_prompt.py {source.name}{asked}`, give another file, or set prompt='zeros'"
+        )
+    return read_prompt(file, text)

@@ -117,7 +117,8 @@ class DiffusionSpec:
             the diffusers class.
         latent: ``'vae'``, ``'pixels'``, or ``'auto'``: the folder's ``vae/``, or what ``vae`` names.
         vae: Folder or hub id of the VAE, where ``pretrained`` has none of its own.
-        prompt: Text-conditional families only, see :func:`~mmaselect.diffusion.conditioning.load_prompt`.
+        prompt: Text-conditional families only: the constant prompt, empty by default, see
+            :func:`~mmaselect.diffusion.conditioning.load_prompt`. Class-conditional ones run under their null class.
         shift: Resolution shift of a rectified flow; 1 for none.
         normalised_qk: Read query and key after the q/k normalisation.
         dtype: ``'float32'``, ``'bfloat16'`` or ``'float16'``.

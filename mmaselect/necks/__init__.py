@@ -1,5 +1,6 @@
 """Necks that neither mmpretrain nor mmseg has."""
 
+from mmaselect.necks.attention_pooling import AttentionPooling
 from mmaselect.necks.softmax_fusion import SoftmaxFusion
 
-__all__ = ['SoftmaxFusion']
+__all__ = ['AttentionPooling', 'SoftmaxFusion']

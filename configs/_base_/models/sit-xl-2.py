@@ -1,6 +1,6 @@
 # SiT-XL/2 at 256x256: DiT-XL/2's network. Its checkpoint is published in the original format only:
 #   python tools/model_converters/dit_to_diffusers.py SiT-XL-2-256.pt checkpoints/SiT-XL-2-256
-_base_ = ['dit-xl.py']
+_base_ = ['dit-xl-2.py']
 
 model = dict(
     backbone=dict(

@@ -1,0 +1,38 @@
+"""Data sets that mmpretrain does not have, and what the standard ones look like on disk.
+
+The classes derive from mmpretrain's, which takes seconds to import: they are registered by functions that import them
+when a config asks for one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.registry import DATASETS
+
+from mmaselect.datasets.layouts import LAYOUTS, Layout, check_layout
+
+__all__ = ['LAYOUTS', 'Layout', 'NABirds', 'StanfordDogs', 'check_layout']
+
+
+def __getattr__(name: str) -> Any:
+    """``mmaselect.datasets.NABirds`` and ``StanfordDogs``, imported on first use."""
+    if name == 'NABirds':
+        from mmaselect.datasets.nabirds import NABirds
+
+        return NABirds
+    if name == 'StanfordDogs':
+        from mmaselect.datasets.stanford_dogs import StanfordDogs
+
+        return StanfordDogs
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+@DATASETS.register_module(name='NABirds')
+def _build_nabirds(**kwargs: Any) -> Any:
+    return __getattr__('NABirds')(**kwargs)
+
+
+@DATASETS.register_module(name='StanfordDogs')
+def _build_stanford_dogs(**kwargs: Any) -> Any:
+    return __getattr__('StanfordDogs')(**kwargs)

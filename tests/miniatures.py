@@ -1,0 +1,168 @@
+"""The standard data sets in their official layouts, with a few random images: every list and class, hardly a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from scipy.io import savemat
+
+#: Images of each split.
+COUNT = 6
+
+
+def write_image(path, seed, size=(80, 100)):
+    """A blurred random image, so that it has low and high frequencies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    assert cv2.imwrite(str(path), cv2.blur(noise, (2 + seed % 3, 2 + seed % 3)))
+
+
+def write_lists(root, **lists):
+    for name, lines in lists.items():
+        (root / f'{name}.txt').write_text(''.join(f'{line}\n' for line in lines), encoding='utf-8')
+
+
+def make_cub(root):
+    lists = {'images': [], 'image_class_labels': [], 'train_test_split': []}
+    for index in range(1, 2 * COUNT + 1):
+        species = (index - 1) % 3 + 1
+        name = f'{species:03d}.Species/{index:04d}.jpg'
+        write_image(root / 'images' / name, index)
+        lists['images'].append(f'{index} {name}')
+        lists['image_class_labels'].append(f'{index} {species}')
+        lists['train_test_split'].append(f'{index} {int(index <= COUNT)}')
+    write_lists(root, **lists)
+
+
+def make_flowers102(root):
+    for index in range(1, 2 * COUNT + 1):
+        write_image(root / f'jpg/image_{index:05d}.jpg', index)
+    labels = [(index * 17) % 102 + 1 for index in range(2 * COUNT)]
+    savemat(root / 'imagelabels.mat', {'labels': np.array([labels])})
+    train, test = np.arange(1, COUNT + 1), np.arange(COUNT + 1, 2 * COUNT + 1)
+    savemat(
+        root / 'setid.mat',
+        {'trnid': train[None, : COUNT // 2], 'valid': train[None, COUNT // 2 :], 'tstid': test[None]},
+    )
+
+
+def make_stanford_cars(root):
+    kinds = [('relative_im_path', object), ('class', float), ('test', float)]
+    annotations = np.zeros((1, 2 * COUNT), dtype=kinds)
+    for index in range(2 * COUNT):
+        name = f'car_ims/{index + 1:06d}.jpg'
+        write_image(root / name, index)
+        annotations[0, index] = (name, (index * 31) % 196 + 1, index >= COUNT)
+    savemat(root / 'cars_annos.mat', {'annotations': annotations})
+
+
+def make_fgvc_aircraft(root):
+    from mmpretrain.datasets.categories import FGVCAIRCRAFT_CATEGORIES
+
+    (root / 'data').mkdir()
+    lines = []
+    for index in range(2 * COUNT):
+        write_image(root / f'data/images/{index:07d}.jpg', index)
+        lines.append(f'{index:07d} {FGVCAIRCRAFT_CATEGORIES[index * 13 % 100]}')
+    splits = {'train': lines[:3], 'val': lines[3:COUNT], 'trainval': lines[:COUNT], 'test': lines[COUNT:]}
+    write_lists(root / 'data', **{f'images_variant_{split}': content for split, content in splits.items()})
+
+
+#: NABirds' tree has 1,011 classes; here 22 orders, 434 families and species below them, and their 555 leaves.
+NABIRDS_INNER = 456
+
+
+def make_nabirds(root, leaves=555):
+    inner = range(1, NABIRDS_INNER)
+    tree = [(number, 0 if number <= 22 else (number - 23) % 22 + 1) for number in inner]
+    # Every inner class gets a child, so that none of them is a leaf.
+    tree += [(NABIRDS_INNER + leaf, 23 + leaf % (NABIRDS_INNER - 23)) for leaf in range(leaves)]
+    lists = {
+        'hierarchy': [f'{child} {parent}' for child, parent in tree],
+        'classes': ['0 Birds', *(f'{child} Name of {child} (Adult, male)' for child, _ in tree)],
+        'images': [],
+        'image_class_labels': [],
+        'train_test_split': [],
+    }
+    for index in range(2 * COUNT):
+        number = NABIRDS_INNER + index * 41
+        key, name = f'{index:08x}-99a1-4a67-b940-d419413e23b3', f'{number:04d}/{index:08x}99a14a67b940d419413e23b3.jpg'
+        write_image(root / 'images' / name, index)
+        lists['images'].append(f'{key} {name}')
+        lists['image_class_labels'].append(f'{key} {number}')
+        lists['train_test_split'].append(f'{key} {int(index < COUNT)}')
+    write_lists(root, **lists)
+
+
+def make_stanford_dogs(root, labels=None):
+    from mmaselect.datasets.stanford_dogs import FOLDERS
+
+    for split, seed in (('train', 0), ('test', 100)):
+        numbers = labels or [index * 23 % 120 + 1 for index in range(COUNT)]
+        files = np.empty((COUNT, 1), object)
+        for index, number in enumerate(numbers):
+            folder = FOLDERS[(number - 1) % 120]
+            name = f'{folder}/{folder.split("-")[0]}_{seed + index}.jpg'
+            write_image(root / 'Images' / name, seed + index)
+            files[index, 0] = name
+        content = {'file_list': files, 'annotation_list': files, 'labels': np.array(numbers, float)[:, None]}
+        savemat(root / f'{split}_list.mat', content)
+
+
+def make_ade20k(root):
+    for split, seed in (('training', 0), ('validation', 100)):
+        for index in range(COUNT):
+            write_image(root / f'images/{split}/ADE_{index:08d}.jpg', seed + index, (96, 120))
+            label = np.zeros((96, 120), np.uint8)
+            label[: 30 + 5 * index] = index + 1
+            path = root / f'annotations/{split}/ADE_{index:08d}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(path), label)
+
+
+def make_camvid(root):
+    for split, seed in (('train', 0), ('val', 100)):
+        for index in range(COUNT):
+            write_image(root / f'img_dir/{split}/{index}.png', seed + index, (96, 128))
+            label = np.full((96, 128), 3, np.uint8)
+            label[: 30 + 5 * index] = 0
+            path = root / f'ann_dir/{split}/{index}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(path), label)
+
+
+def make_folders(root):
+    for split, seed in (('train', 0), ('test', 100)):
+        for index in range(COUNT):
+            # CustomDataset takes its classes from the folders: all ten digits must have one.
+            write_image(root / split / str(index) / f'{index}.png', seed + index, (16, 16))
+        for digit in range(COUNT, 10):
+            (root / split / str(digit)).mkdir(parents=True)
+
+
+MAKERS = {
+    'CUB': make_cub,
+    'Flowers102': make_flowers102,
+    'StanfordCars': make_stanford_cars,
+    'FGVCAircraft': make_fgvc_aircraft,
+    'NABirds': make_nabirds,
+    'StanfordDogs': make_stanford_dogs,
+    'ADE20KDataset': make_ade20k,
+    'BaseSegDataset': make_camvid,
+    'CustomDataset': make_folders,
+}
+
+
+def make(name: str, root: Path, **kwargs) -> Path:
+    """Writes a miniature of a data set.
+
+    Args:
+        name: Its type in a config.
+        root: Its ``data_root``, made if it does not exist.
+        **kwargs: Of its maker.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    MAKERS[name](root, **kwargs)
+    return root

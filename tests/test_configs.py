@@ -1,0 +1,241 @@
+"""Every config: at its true size on the meta device, and for two iterations with a miniature of its model and data."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pytest
+import torch
+from conftest import ROOT
+from miniatures import COUNT, make
+from mmengine.config import Config
+from mmengine.model.utils import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
+
+from mmaselect.datasets import LAYOUTS
+
+CONFIGS = sorted(
+    path for folder in ('classification', 'segmentation', 'demo') for path in ROOT.glob(f'configs/{folder}/*.py')
+)
+STANDARD = [path for path in CONFIGS if path.stem.startswith(('sd35-medium', 'dit-xl-2', 'sit-xl-2'))]
+#: The architecture that each name stands for, and the transformer's own numbers: width, blocks.
+TRUE = {
+    'sd35-medium': ('sd3.5-medium', 1536, 24),
+    'dit-xl-2': ('dit-xl/2-256', 1152, 28),
+    'sit-xl-2': ('sit-xl/2-256', 1152, 28),
+    'dit-mini': (ROOT / 'configs/pretrain/dit-mini_cub-64px.py', 192, 6),
+    'dit-micro': (ROOT / 'configs/pretrain/dit-micro_cub-32px.py', 144, 6),
+    'dit-nano': (ROOT / 'configs/pretrain/dit-nano_digits.py', 128, 5),
+}
+
+
+def model_of(path):
+    return path.stem.split('_')[0]
+
+
+@pytest.fixture
+def scope():
+    """Leaves no default scope behind."""
+    yield init_default_scope
+    DefaultScope._instance_dict.clear()
+
+
+def test_there_is_a_config_for_every_model_head_and_data_set():
+    """OpenMMLab's rule: model_head_{gpus}xb{batch}-{schedule}_data-size."""
+    stems = {path.stem for path in STANDARD}
+    sets = ('cub', 'flowers102', 'stanford-cars', 'fgvc-aircraft', 'nabirds', 'stanford-dogs')
+    expected = {
+        f'{model}_{head}_{data}-256px'
+        for model in ('sd35-medium', 'dit-xl-2', 'sit-xl-2')
+        for head in ('linear_4xb32-100e', 'attention_4xb32-28e')
+        for data in sets
+    }
+    expected |= {
+        f'{model}_upernet_4xb4-{schedule}_ade20k-512x512'
+        for model in ('sd35-medium', 'dit-xl-2', 'sit-xl-2')
+        for schedule in ('80k', '160k')
+    }
+    assert stems == expected
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_the_true_architecture_fits(path, scope):
+    """Channels, levels and classes, with every tensor on the meta device."""
+    config = Config.fromfile(path)
+    segmentation = config.default_scope == 'mmseg'
+    __import__('mmseg.models' if segmentation else 'mmpretrain.models')
+    arch, width, blocks = TRUE[model_of(path)]
+    old = config.model.backbone.diffusion
+    if isinstance(arch, str):
+        config.model.backbone.diffusion = dict(type=old.type, arch=arch)
+    else:
+        config.model.backbone.diffusion = dict(
+            type=old.type, arch=dict(Config.fromfile(arch).model.transformer), latent='pixels'
+        )
+    scope(config.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(config.model)
+    backbone = model.backbone
+    assert (backbone.out_channels[0], backbone.spec.num_blocks) == (width, blocks)
+    assert backbone.component == 'query'
+    # Fusing several timesteps, a config chooses as many.
+    assert len(backbone.out_channels) == (4 if segmentation else backbone.num_timesteps)
+    batch = config.train_dataloader.batch_size
+    if segmentation:
+        size = config.model.data_preprocessor.size
+    else:
+        size = [int(re.search(r'-(\d+)px', path.stem)[1])] * 2
+    assert all(side % backbone.stride == 0 for side in size)
+    cells = [side // backbone.stride for side in size]
+    # As the backbone hands them over; the frozen part itself has no shapes to check without its weights.
+    maps = tuple(torch.empty(batch, channels, *cells, device='meta') for channels in backbone.out_channels)
+    model = revert_sync_batchnorm(model.to('meta'))
+    features = model.neck(maps)
+    dataset = config.train_dataloader.dataset.type
+    classes = (
+        LAYOUTS[dataset].num_classes
+        if dataset in LAYOUTS
+        else {'digits': 10, 'camvid': 11}[path.stem.split('_')[-1].split('-')[0]]
+    )
+    if segmentation:
+        levels = [[round(side * rescale) for side in cells] for rescale in config.model.neck.rescales]
+        assert [list(level.shape[2:]) for level in features] == levels
+        assert levels[0] == [128, 128] or path not in STANDARD
+        assert model.decode_head(features).shape == (batch, classes, *levels[0])
+        assert model.auxiliary_head(features).shape[:2] == (batch, classes)
+    else:
+        assert model.head(features).shape == (batch, classes)
+        evaluator = config.val_evaluator
+        assert evaluator.type == 'Accuracy'
+        assert config.data_preprocessor.num_classes == classes
+    # The head is all that learns.
+    assert not [name for name, _ in model.backbone.named_parameters()]
+
+
+@pytest.mark.parametrize('path', STANDARD, ids=lambda path: path.stem)
+def test_choices_follow_the_paper(path):
+    config = Config.fromfile(path)
+    backbone, (hook,) = config.model.backbone, config.custom_hooks
+    assert backbone.timestep == 'auto' and hook.type == 'TimestepSelectionHook'
+    assert hook.criterion == dict(type='HighFrequencyRatio', sigma=0.25)
+    middle = {'sd35-medium': 12, 'dit-xl-2': 14, 'sit-xl-2': 14}[model_of(path)]
+    assert backbone.block in (middle, [middle] * 4)
+    assert backbone.diffusion.type == {'sd': 'SD3', 'di': 'DiT', 'si': 'SiT'}[path.stem[:2]]
+    # The prompt is empty by default; class-conditional families take none and run under the null class.
+    assert 'prompt' not in backbone.diffusion
+    gpus, batch = re.search(r'_(\d+)xb(\d+)-', path.stem).groups()
+    assert config.train_dataloader.batch_size == int(batch)
+    if config.default_scope == 'mmpretrain':
+        epochs = int(re.search(r'-(\d+)e_', path.stem)[1])
+        assert config.train_cfg.max_epochs == epochs
+        assert epochs % config.train_cfg.val_interval == 0
+        assert config.auto_scale_lr.base_batch_size == int(gpus) * int(batch)
+        splits = {config[f'{split}_dataloader'].dataset.split for split in ('val', 'test')}
+        assert splits == {'test'} and config.train_dataloader.dataset.split.startswith('train')
+    else:
+        assert config.train_cfg.max_iters == int(re.search(r'-(\d+)k_', path.stem)[1]) * 1000
+
+
+#: A few blocks of each small model in pixel space; its width is 16.
+SMALL = dict(num_layers=3, num_attention_heads=2, attention_head_dim=8, sample_size=16)
+#: Size of a training crop in segmentation. SD3's positions end at 16 cells in the miniature, which is 256 pixels.
+CROP = 128
+
+
+def replace(node, changes):
+    """Replaces values of a config in place, wherever ``(key, value)`` is among ``changes``."""
+    for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+        first = value[0] if isinstance(value, list) and value else value
+        if isinstance(first, int) and (key, first) in changes:
+            new = changes[key, first]
+            node[key] = [new] * len(value) if isinstance(value, list) else new
+        elif isinstance(value, (dict, list)):
+            replace(value, changes)
+
+
+def shrink(config, path, model_folder, root):
+    """Puts a miniature of the model and of the data into a config; all else stays, pipelines and schedules too."""
+    name = model_of(path)
+    _, width, _ = TRUE[name]
+    backbone, diffusion = config.model.backbone, config.model.backbone.diffusion
+    if path in STANDARD:
+        variant = {'sd35-medium': 'SD3.5-medium', 'dit-xl-2': 'DiT', 'sit-xl-2': 'SiT'}[name]
+        diffusion.pretrained, narrow = str(model_folder(variant)), 64
+        diffusion.pop('vae', None)
+    else:
+        channels = 1 if name == 'dit-nano' else 3
+        arch = dict(SMALL, in_channels=channels, patch_size=2 if name == 'dit-nano' else 4)
+        backbone.diffusion, narrow = dict(type=diffusion.type, arch=arch, latent='pixels'), 16
+    backbone.block = [2] * 4 if isinstance(backbone.block, list) else 2
+    changes = {(key, width): narrow for key in ('in_channels', 'input_features', 'embed_dim')}
+    changes |= {('embed_dims', width): narrow, ('channels', 512): 8, ('channels', 256): 8, ('channels', 64): 8}
+    replace(config.model, changes)
+    necks = config.model.neck if isinstance(config.model.neck, list) else [config.model.neck]
+    for neck in necks:
+        if neck['type'] == 'AttentionPooling':
+            neck.embed_dims = config.model.head.in_channels = narrow
+    for split in ('train', 'val', 'test'):
+        loader = config[f'{split}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False, batch_size=COUNT // 2 if split == 'train' else 1)
+        loader.dataset.data_root = str(root)
+    (hook,) = config.custom_hooks
+    hook.update(num_images=4, timesteps=[0, 500, 900], batch_size=4)
+    if config.default_scope == 'mmseg':
+        config.train_cfg.update(max_iters=2, val_interval=2)
+        size = list(config.model.data_preprocessor.size)
+        changes = {('scale', 2048): (4 * CROP, CROP), ('crop_size', 512): (CROP, CROP), ('size', 512): (CROP, CROP)}
+        for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
+            for transform in loader.dataset.pipeline:
+                for key in ('scale', 'crop_size'):
+                    if transform.get(key) and (key, transform[key][0]) in changes:
+                        transform[key] = changes[key, transform[key][0]]
+        config.model.data_preprocessor.size = changes.get(('size', size[0]), size)
+    else:
+        # An epoch of two iterations.
+        config.train_cfg.update(max_epochs=1, val_interval=1)
+    config.default_hooks.logger.interval = 1
+
+
+@pytest.fixture(scope='session')
+def data_of(tmp_path_factory):
+    """Returns a function that makes a miniature of a data set, once, and gives its folder."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = make(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_two_iterations(path, model_folder, data_of, scope, tmp_path):
+    from mmengine.runner import Runner
+
+    config = Config.fromfile(path)
+    shrink(config, path, model_folder, data_of(config.train_dataloader.dataset.type))
+    config.work_dir = str(tmp_path)
+    # Loggers and visualizers are kept by name for the life of a process.
+    config.experiment_name = config.visualizer.name = path.stem
+    if config.default_scope == 'mmpretrain':
+        for split in ('train', 'val', 'test'):
+            config[f'{split}_dataloader'].collate_fn = dict(type='default_collate')
+    Runner.from_cfg(config).train()
+    selection = json.loads((tmp_path / 'selection.json').read_text())
+    (log,) = tmp_path.glob('*/vis_data/scalars.json')
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    losses = [line['loss'] for line in lines if 'loss' in line]
+    metrics = [line for line in lines if 'accuracy/top1' in line or 'mIoU' in line]
+    assert len(losses) == 2 and all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert len(metrics) == 1
+    assert selection['num_images'] == 4
+    decides = [value for label, value in selection['scores'].items() if label == selection['criterion_label']]
+    assert any(score > 0 for score in decides[0])
+    checkpoint = torch.load(next(tmp_path.glob('*.pth')), weights_only=True)
+    timestep = selection['timestep']
+    assert checkpoint['state_dict']['backbone.timestep'].tolist() == timestep
+    # Head, neck and the choice; nothing of the frozen model.
+    assert not [key for key in checkpoint['state_dict'] if 'transformer' in key or 'encoder' in key]
