@@ -1,4 +1,4 @@
-"""The standard data sets in their official layouts, with a few random images: every list and class, hardly a picture."""
+"""The standard data sets in their official layouts, with every list and class, and a few random images."""
 
 from __future__ import annotations
 
@@ -42,10 +42,8 @@ def make_flowers102(root):
     labels = [(index * 17) % 102 + 1 for index in range(2 * COUNT)]
     savemat(root / 'imagelabels.mat', {'labels': np.array([labels])})
     train, test = np.arange(1, COUNT + 1), np.arange(COUNT + 1, 2 * COUNT + 1)
-    savemat(
-        root / 'setid.mat',
-        {'trnid': train[None, : COUNT // 2], 'valid': train[None, COUNT // 2 :], 'tstid': test[None]},
-    )
+    splits = {'trnid': train[None, : COUNT // 2], 'valid': train[None, COUNT // 2 :], 'tstid': test[None]}
+    savemat(root / 'setid.mat', splits)
 
 
 def make_stanford_cars(root):

@@ -83,10 +83,8 @@ def test_the_true_architecture_fits(path, scope):
     # Fusing several timesteps, a config chooses as many.
     assert len(backbone.out_channels) == (4 if segmentation else backbone.num_timesteps)
     batch = config.train_dataloader.batch_size
-    if segmentation:
-        size = config.model.data_preprocessor.size
-    else:
-        size = [int(re.search(r'-(\d+)px', path.stem)[1])] * 2
+    in_name = re.search(r'-(\d+)px', path.stem)
+    size = [int(in_name[1])] * 2 if in_name else config.model.data_preprocessor.size
     assert all(side % backbone.stride == 0 for side in size)
     cells = [side // backbone.stride for side in size]
     # As the backbone hands them over; the frozen part itself has no shapes to check without its weights.
@@ -94,11 +92,10 @@ def test_the_true_architecture_fits(path, scope):
     model = revert_sync_batchnorm(model.to('meta'))
     features = model.neck(maps)
     dataset = config.train_dataloader.dataset.type
-    classes = (
-        LAYOUTS[dataset].num_classes
-        if dataset in LAYOUTS
-        else {'digits': 10, 'camvid': 11}[path.stem.split('_')[-1].split('-')[0]]
-    )
+    if dataset in LAYOUTS:
+        classes = LAYOUTS[dataset].num_classes
+    else:
+        classes = {'CustomDataset': 10, 'BaseSegDataset': 11}[dataset]
     if segmentation:
         levels = [[round(side * rescale) for side in cells] for rescale in config.model.neck.rescales]
         assert [list(level.shape[2:]) for level in features] == levels
@@ -118,7 +115,8 @@ def test_the_true_architecture_fits(path, scope):
 def test_choices_follow_the_paper(path):
     config = Config.fromfile(path)
     backbone, (hook,) = config.model.backbone, config.custom_hooks
-    assert backbone.timestep == 'auto' and hook.type == 'TimestepSelectionHook'
+    assert backbone.timestep == 'auto'
+    assert hook.type == 'TimestepSelectionHook'
     assert hook.criterion == dict(type='HighFrequencyRatio', sigma=0.25)
     middle = {'sd35-medium': 12, 'dit-xl-2': 14, 'sit-xl-2': 14}[model_of(path)]
     assert backbone.block in (middle, [middle] * 4)
@@ -133,7 +131,8 @@ def test_choices_follow_the_paper(path):
         assert epochs % config.train_cfg.val_interval == 0
         assert config.auto_scale_lr.base_batch_size == int(gpus) * int(batch)
         splits = {config[f'{split}_dataloader'].dataset.split for split in ('val', 'test')}
-        assert splits == {'test'} and config.train_dataloader.dataset.split.startswith('train')
+        assert splits == {'test'}
+        assert config.train_dataloader.dataset.split.startswith('train')
     else:
         assert config.train_cfg.max_iters == int(re.search(r'-(\d+)k_', path.stem)[1]) * 1000
 
@@ -229,7 +228,8 @@ def test_two_iterations(path, model_folder, data_of, scope, tmp_path):
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     losses = [line['loss'] for line in lines if 'loss' in line]
     metrics = [line for line in lines if 'accuracy/top1' in line or 'mIoU' in line]
-    assert len(losses) == 2 and all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
     assert len(metrics) == 1
     assert selection['num_images'] == 4
     decides = [value for label, value in selection['scores'].items() if label == selection['criterion_label']]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, error_line
@@ -37,7 +39,7 @@ def test_each_is_built_from_its_official_layout(name, tmp_path):
     assert len(train) == len(test) == COUNT
     paths = [dataset.get_data_info(index)['img_path'] for dataset in (train, test) for index in range(COUNT)]
     assert len(set(paths)) == 2 * COUNT
-    assert all(path.startswith(str(root)) and open(path, 'rb').read(3) == b'\xff\xd8\xff' for path in paths)
+    assert all(Path(path).is_relative_to(root) and Path(path).read_bytes()[:3] == b'\xff\xd8\xff' for path in paths)
     labels = [int(label) for dataset in (train, test) for label in dataset.get_gt_labels()]
     assert all(0 <= label < LAYOUTS[name].num_classes for label in labels)
     if name != 'Flowers102':  # mmpretrain knows no names of its classes
@@ -53,7 +55,8 @@ def test_nabirds_labels_are_the_leaves_of_its_tree(tmp_path):
         number = int(info['img_path'].split('/')[-2])
         assert dataset.metainfo['classes'][info['gt_label']] == f'Name of {number} (Adult, male)'
         assert number == NABIRDS_INNER + info['gt_label']
-    assert dataset.test_mode and 'Number of categories: \t555' in repr(dataset)
+    assert dataset.test_mode
+    assert 'Number of categories: \t555' in repr(dataset)
 
 
 def test_stanford_dogs_labels_are_those_of_the_folders(tmp_path):
@@ -103,7 +106,9 @@ def test_a_wrong_folder_and_a_missing_list(name, tmp_path):
             check_layout(name, str(spoilt), split)
         line = str(caught.value)
         assert line.startswith(f'{name}: data_root={str(spoilt)!r} lacks {part}; expected: ')
-        assert all(other in line for other in parts) and '\n' not in line and 'docs/datasets.md' in line
+        assert all(other in line for other in parts)
+        assert 'docs/datasets.md' in line
+        assert '\n' not in line
 
 
 def test_our_classes_check_their_own_folder(tmp_path):
@@ -164,7 +169,7 @@ def test_the_tools_say_what_is_missing_in_one_line(dataset, call_tool, tmp_path)
     config = ROOT / f'configs/classification/dit-xl-2_linear_4xb32-100e_{dataset}-256px.py'
     name = Config.fromfile(config).train_dataloader.dataset.type
     done = call_tool('train.py', config, '--work-dir', tmp_path / 'out')
-    assert f'{name}: data_root=' in error_line(done) and 'is not a folder; expected there: ' in error_line(done)
+    assert re.search(rf"{name}: data_root='.*' is not a folder; expected there: ", error_line(done))
     root = make(name, tmp_path / 'data')
     data = [f'{split}_dataloader.dataset.data_root={root}' for split in ('train', 'val', 'test')]
     done = call_tool(

@@ -18,12 +18,14 @@ class Layout:
     """A data set as its authors publish it.
 
     Attributes:
+        title: Its name in tables.
         num_classes: Classes that a head needs.
         images: Images of each split.
         trees: Folders (with a slash) and files below ``data_root``. Where a data set comes in several forms, one tree
             for each; ``{split}`` stands for the split in use.
     """
 
+    title: str
     num_classes: int
     images: Mapping[str, int]
     trees: tuple[tuple[str, ...], ...]
@@ -33,16 +35,19 @@ class Layout:
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
     {
         'CUB': Layout(
+            'CUB-200-2011',
             200,
             {'train': 5994, 'test': 5794},
             (('images/', 'images.txt', 'image_class_labels.txt', 'train_test_split.txt'),),
         ),
         'Flowers102': Layout(
+            'Oxford Flowers-102',
             102,
             {'train': 1020, 'val': 1020, 'trainval': 2040, 'test': 6149},
             (('jpg/', 'imagelabels.mat', 'setid.mat'),),
         ),
         'StanfordCars': Layout(
+            'Stanford Cars',
             196,
             {'train': 8144, 'test': 8041},
             (
@@ -56,11 +61,13 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             ),
         ),
         'FGVCAircraft': Layout(
+            'FGVC-Aircraft',
             100,
             {'train': 3334, 'val': 3333, 'trainval': 6667, 'test': 3333},
             (('data/images/', 'data/images_variant_{split}.txt'),),
         ),
         'NABirds': Layout(
+            'NABirds',
             555,
             {'train': 23929, 'test': 24633},
             (
@@ -74,8 +81,11 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
                 ),
             ),
         ),
-        'StanfordDogs': Layout(120, {'train': 12000, 'test': 8580}, (('Images/', '{split}_list.mat'),)),
+        'StanfordDogs': Layout(
+            'Stanford Dogs', 120, {'train': 12000, 'test': 8580}, (('Images/', '{split}_list.mat'),)
+        ),
         'ADE20KDataset': Layout(
+            'ADE20K',
             150,
             {'training': 20210, 'validation': 2000},
             (('images/training/', 'images/validation/', 'annotations/training/', 'annotations/validation/'),),

@@ -11,7 +11,7 @@ import torch
 from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 
 from mmaselect.backbones import ASelectDiT
 from mmaselect.diffusion.family import AUTO_COMPONENTS, Tap, all_taps
@@ -261,6 +261,7 @@ class TimestepSelectionHook(Hook):
                 'num_images': self.num_images,
                 'pipeline': images.pipeline,
             },
+            data=_describe_data(runner),
             world_size=dist.get_world_size(),
             versions={
                 'mmaselect': __version__,
@@ -278,6 +279,17 @@ class TimestepSelectionHook(Hook):
         curve = cv2.imread(str(Path(runner.work_dir) / 'selection.png'))
         runner.visualizer.add_image('selection', cv2.cvtColor(curve, cv2.COLOR_BGR2RGB))
         return content
+
+
+def _describe_data(runner: Runner) -> dict[str, Any]:
+    """What results must share to be comparable, and no log holds: how many images there are."""
+    loop = runner._val_loop
+    validation = loop.dataloader.dataset if isinstance(loop, BaseLoop) else None
+    return {
+        'train_images': len(runner.train_dataloader.dataset),
+        'val_images': None if validation is None else len(validation),
+        'split': getattr(validation, 'split', None),
+    }
 
 
 def _list(timesteps: Sequence[float]) -> str:

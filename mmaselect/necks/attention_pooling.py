@@ -56,7 +56,7 @@ class AttentionPooling(BaseModule):
             raise InputError(f'embed_dims={embed_dims} is not a multiple of num_heads={num_heads}')
         if not mlp_ratio > 0 or not 0 <= dropout < 1:
             raise InputError(
-                f'mlp_ratio={mlp_ratio!r}, dropout={dropout!r} are not valid: give a ratio above 0 and a share in [0, 1)'
+                f'mlp_ratio={mlp_ratio!r}, dropout={dropout!r} are not valid: give a number above 0 and one in [0, 1)'
             )
         self.projection = nn.Linear(in_channels, embed_dims)
         self.token = nn.Parameter(torch.zeros(1, 1, embed_dims))

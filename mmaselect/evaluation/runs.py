@@ -1,0 +1,362 @@
+"""What a work directory says of its run: logs, checkpoint and ``selection.json``, checked against each other.
+
+Nothing in a work directory is executed: its dumped config is Python, and is read as the literals that it consists of.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmaselect.backbones.aselect import FROZEN_ID, TAPS, TIMESTEP
+from mmaselect.datasets import LAYOUTS
+from mmaselect.diffusion.family import COMPONENTS
+from mmaselect.errors import InputError
+from mmaselect.selection.report import read_selection
+
+#: A timestamp folder of mmengine.
+TIMESTAMP = re.compile(r'\d{8}_\d{6}')
+#: What a log calls the metric of a task, and what a leaderboard calls it.
+METRICS = {'accuracy/top1': 'top-1 accuracy (%)', 'mIoU': 'mIoU (%)'}
+#: Parts of a config that do not change what is learned, or that are told apart by other columns.
+IRRELEVANT = (
+    'randomness', 'work_dir', 'load_from', 'resume', 'launcher', 'experiment_name', 'env_cfg', 'log_level',
+    'log_processor', 'visualizer', 'vis_backends', 'default_hooks', 'custom_imports', 'auto_scale_lr',
+    'test_dataloader', 'test_evaluator', 'test_cfg', 'test_pipeline', 'train_pipeline', 'tta_model', 'tta_pipeline',
+    'dataset', 'dataset_type', 'data_root', 'classes', 'palette', 'metainfo', 'norm_cfg', 'crop_size',
+)  # fmt: skip
+#: Fields of data loaders that change speed alone.
+IRRELEVANT_IN_LOADERS = ('num_workers', 'persistent_workers', 'pin_memory', 'collate_fn', 'prefetch_factor')
+
+
+class Incomplete(Exception):
+    """A run that has no result: its message says why."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What results must share to be comparable.
+
+    Attributes:
+        dataset: Name of the data set.
+        split: Its test split.
+        images: Images in it; None if unknown.
+        image_size: What the model sees (classification) or is trained on (the crop, in segmentation), as ``'256x256'``;
+            None if unknown.
+        metric: Name and unit of the metric.
+    """
+
+    dataset: str
+    split: str
+    images: int | None
+    image_size: str | None
+    metric: str
+
+
+@dataclass
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: Its work directory.
+        name: Name of its config.
+        task: What it measured.
+        value: The metric at the end of training, on the last validation; not the best of all validations.
+        seed: Of the runner; None if none was set.
+        timesteps: In use, in [0, 1000].
+        taps: Blocks and components in use, as text.
+        identity: SHA-256 of the frozen weights, in hexadecimal.
+        criterion: What selected; None where the config sets the timestep.
+        block_evaluations: Of the selection: images times blocks times passes.
+        selection_seconds: Of the selection.
+        training_seconds: Of the training iterations, by the log.
+        settings: The config, flattened, without what does not change the result.
+        finished: When the last checkpoint was written, ``YYYY-MM-DD``.
+    """
+
+    folder: Path
+    name: str
+    task: Task
+    value: float
+    seed: int | None
+    timesteps: tuple[float, ...]
+    taps: str
+    identity: str
+    criterion: str | None
+    block_evaluations: int | None
+    selection_seconds: float | None
+    training_seconds: float
+    finished: str
+    settings: dict[str, Any] = field(repr=False)
+
+    @property
+    def variant(self) -> str:
+        """What must agree for two runs to be seeds of one entry: the settings and the frozen weights."""
+        content = json.dumps([self.settings, self.identity], sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def find_runs(folders: list[str | Path]) -> list[Path]:
+    """Finds work directories.
+
+    Args:
+        folders: Work directories, or folders that hold some, at any depth.
+
+    Returns:
+        Every work directory once, in the order found.
+
+    Raises:
+        InputError: If a folder is not there, or holds no run.
+    """
+    found: dict[Path, None] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise InputError(f'work_dir={str(folder)!r} is not a folder')
+        logs = sorted(log for log in folder.rglob('vis_data') if TIMESTAMP.fullmatch(log.parent.name))
+        # A folder of tests alone, such as tools/test.py writes, has no scalars of a training.
+        runs = {log.parents[1] for log in logs if (log / 'config.py').is_file() and _trained(log)}
+        if not runs:
+            raise InputError(
+                f'work_dir={str(folder)!r} holds no run of tools/train.py: expected a */vis_data/ with config.py and '
+                'scalars.json below it'
+            )
+        found.update(dict.fromkeys(sorted(runs)))
+    return list(found)
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a work directory.
+
+    Args:
+        folder: The work directory.
+
+    Returns:
+        The run.
+
+    Raises:
+        Incomplete: If training has not come to its end, its last validation is missing, or checkpoint, log and
+            selection do not fit each other.
+    """
+    logs = sorted(log for log in folder.glob('*/vis_data') if TIMESTAMP.fullmatch(log.parent.name) and _trained(log))
+    config = read_config(logs[-1] / 'config.py')
+    lines = [line for log in logs for line in _scalars(log)]
+    name, value, seconds, end = _result(config, lines)
+    checkpoint = _checkpoint(folder, logs[-1].parent.name, end)
+    state, meta = checkpoint['state_dict'], checkpoint['meta']
+    missing = [name for name in (FROZEN_ID, TIMESTEP, TAPS) if f'backbone.{name}' not in state]
+    if missing:
+        raise Incomplete(
+            f'its checkpoint lacks backbone.{missing[0]}: not of an ASelectDiT backbone, or of an earlier revision'
+        )
+    frozen_id, timestep, stored = (state[f'backbone.{name}'].tolist() for name in (FROZEN_ID, TIMESTEP, TAPS))
+    identity = bytes(frozen_id).hex()
+    timesteps = tuple(timestep) if isinstance(timestep, list) else (timestep,)
+    taps = [(block, COMPONENTS[part]) for block, part in stored]
+    selection = _selection(folder, config, identity, timesteps, taps)
+    return Run(
+        folder=folder,
+        name=meta['experiment_name'].removesuffix(f'_{logs[-1].parent.name}'),
+        task=_task(config, name, selection),
+        value=value,
+        seed=config.get('randomness', {}).get('seed'),
+        timesteps=timesteps,
+        taps=', '.join(dict.fromkeys(f'{block} {component}' for block, component in taps)),
+        identity=identity,
+        criterion=selection.get('criterion_label'),
+        block_evaluations=selection.get('block_evaluations'),
+        selection_seconds=selection.get('seconds'),
+        training_seconds=seconds,
+        finished='-'.join(re.match(r'(\d{4})(\d{2})(\d{2})', meta['time']).groups()),
+        settings=_settings(config),
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads a config that mmengine dumped: assignments of literals and ``dict(...)``, and nothing else.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its variables.
+
+    Raises:
+        Incomplete: If it holds anything that would have to be executed, or cannot be parsed.
+    """
+    try:
+        tree = ast.parse(path.read_text(encoding='utf-8'))
+        out = {}
+        for statement in tree.body:
+            if not isinstance(statement, ast.Assign):
+                raise ValueError(f'line {statement.lineno} is not an assignment')
+            for target in statement.targets:
+                if not isinstance(target, ast.Name):
+                    raise ValueError(f'line {statement.lineno} assigns to more than a name')
+                out[target.id] = _literal(statement.value)
+        return out
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Incomplete(f'{path.name} of its log cannot be read: {error}') from error
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call):
+        if not isinstance(node.func, ast.Name) or node.func.id != 'dict' or len(node.args) > 1:
+            raise ValueError(f'line {node.lineno} calls something')
+        out = dict(_literal(node.args[0])) if node.args else {}
+        out.update({keyword.arg: _literal(keyword.value) for keyword in node.keywords})
+        return out
+    if isinstance(node, ast.Dict):
+        return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values, strict=True)}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_literal(item) for item in node.elts]
+    return ast.literal_eval(node)
+
+
+def _scalars(log: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log; a last line that was cut off by a kill is passed over."""
+    file = log / 'scalars.json'
+    for line in file.read_text(encoding='utf-8').splitlines() if file.is_file() else ():
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict):
+            yield content
+
+
+def _trained(log: Path) -> bool:
+    return any('loss' in line for line in _scalars(log))
+
+
+def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> tuple[str, float, float, int]:
+    """Metric, its value, seconds of training and the last epoch or iteration, if the log reaches the end."""
+    loop = config.get('train_cfg') or {}
+    unit = 'epoch' if loop.get('by_epoch', loop.get('type') == 'EpochBasedTrainLoop') else 'iter'
+    end = loop.get('max_epochs' if unit == 'epoch' else 'max_iters')
+    training = [line for line in lines if 'loss' in line]
+    # An iteration that was done twice, before a kill and after a resume, counts once.
+    by_iteration = {line.get('iter', line.get('step')): line for line in training}
+    last = max(line.get(unit, line.get('step', 0)) for line in training)
+    final = max(by_iteration)
+    if end is None or last < end:
+        raise Incomplete(f'stopped at {unit} {last} of {end}')
+    validations = [line for line in lines if line.get('step') == end and any(key in line for key in METRICS)]
+    if not validations:
+        raise Incomplete(f'no validation after its last {unit}, {end}')
+    name = next(key for key in METRICS if key in validations[-1])
+    value = validations[-1][name]
+    if not isinstance(value, (int, float)) or not 0 <= value <= 100:
+        raise Incomplete(f'its last validation has {name}={value!r}')
+    times = [line['time'] for line in by_iteration.values() if 'time' in line]
+    seconds = sum(times) / len(times) * final if times else 0.0
+    return name, float(value), seconds, end
+
+
+def _checkpoint(folder: Path, stamp: str, end: int) -> dict[str, Any]:
+    """The last checkpoint, if it is that of the end of the last training."""
+    pointer = folder / 'last_checkpoint'
+    if not pointer.is_file():
+        raise Incomplete('no last_checkpoint')
+    # The path inside may be of another machine.
+    file = folder / Path(pointer.read_text(encoding='utf-8').strip()).name
+    if not file.is_file():
+        raise Incomplete(f'its last checkpoint {file.name} is missing')
+    try:
+        checkpoint = torch.load(file, map_location='cpu', weights_only=True)
+        meta, _ = checkpoint['meta'], checkpoint['state_dict']
+        reached, experiment = {meta['epoch'], meta['iter']}, meta['experiment_name']
+    except Exception as error:  # whatever a truncated or foreign file makes the unpickler stumble over
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Incomplete(f'its checkpoint {file.name} cannot be read: {reason}') from error
+    if end not in reached:
+        raise Incomplete(f'its checkpoint {file.name} was written at epoch {meta["epoch"]}, iteration {meta["iter"]}')
+    if not experiment.endswith(f'_{stamp}'):
+        raise Incomplete(f'its checkpoint {file.name} is of the run {experiment!r}, its last log of {stamp}')
+    return checkpoint
+
+
+def _selection(
+    folder: Path, config: dict[str, Any], identity: str, timesteps: tuple[float, ...], taps: list[tuple[int, str]]
+) -> dict[str, Any]:
+    """``selection.json``, if it is the one that the checkpoint was trained with; empty where none was needed."""
+    backbone = config.get('model', {}).get('backbone', {})
+    if 'auto' not in (backbone.get('timestep', 'auto'), backbone.get('block'), backbone.get('component')):
+        return {}
+    try:
+        selection = read_selection(folder / 'selection.json')
+    except InputError as error:
+        raise Incomplete(f'its selection.json cannot be read: {error}') from error
+    if selection is None:
+        raise Incomplete('its timestep was selected, but there is no selection.json')
+    label = selection['criterion_label']
+    decision = selection['decisions'][label]
+    chosen = decision['taps']
+    found = {
+        'weights': (selection['request']['identity'], identity),
+        'taps': ([f'block {block} {component}' for block, component in taps], chosen),
+    }
+    if backbone.get('timestep', 'auto') == 'auto':
+        found['timestep'] = (list(timesteps), [float(value) for value in decision['timesteps']])
+    # A model that was pruned after the selection has another identity than the one that it was selected on.
+    if len(selection['request']['alternatives']) > 1:
+        found.pop('weights')
+    for what, (left, right) in found.items():
+        if left != right:
+            raise Incomplete(f'its checkpoint and selection.json differ in {what}: {left} and {right}')
+    return selection
+
+
+def _task(config: dict[str, Any], metric: str, selection: dict[str, Any]) -> Task:
+    dataset = (config.get('val_dataloader') or {}).get('dataset') or {}
+    kind = str(dataset.get('type')).split('.')[-1]
+    layout = LAYOUTS.get(kind)
+    root = Path(str(dataset.get('data_root', ''))).name
+    data = selection.get('data', {})
+    return Task(
+        dataset=layout.title if layout else f'{kind} {root}'.strip(),
+        split=data.get('split') or dataset.get('split') or 'validation',
+        images=data.get('val_images'),
+        image_size=_image_size(config),
+        metric=METRICS[metric],
+    )
+
+
+def _image_size(config: dict[str, Any]) -> str | None:
+    """The test crop in classification, the training crop in segmentation, as configs are named after them."""
+    segmentation = config.get('default_scope') == 'mmseg'
+    loader = config.get('train_dataloader' if segmentation else 'val_dataloader') or {}
+    for transform in reversed((loader.get('dataset') or {}).get('pipeline') or []):
+        kind = str(transform.get('type')).split('.')[-1]
+        size = {'CenterCrop': 'crop_size', 'RandomCrop': 'crop_size', 'Resize': 'scale'}.get(kind)
+        if size in transform:
+            value = transform[size]
+            sides = value if isinstance(value, list) else [value, value]
+            # Crops are (height, width), scales (width, height).
+            return 'x'.join(str(side) for side in (sides if size == 'crop_size' else reversed(sides)))
+    return None
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The config as dotted names and values, without what does not change the result."""
+    flat: dict[str, Any] = {}
+
+    def walk(name: str, value: Any) -> None:
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+        if not items:
+            flat[name] = value
+            return
+        for key, item in items:
+            if (name.endswith('dataloader') and key in IRRELEVANT_IN_LOADERS) or key == '_scope_':
+                continue
+            walk(f'{name}.{key}' if name else str(key), item)
+
+    walk('', {key: value for key, value in config.items() if key not in IRRELEVANT})
+    return flat
