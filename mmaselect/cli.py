@@ -75,6 +75,16 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file path')
     parser.add_argument('--work-dir', help='the dir to save logs and models')
+    add_cfg_options(parser)
+    parser.add_argument('--no-pin-memory', action='store_true', help='disable pin_memory in dataloaders')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    # torch.distributed.launch passes --local-rank since torch 2.0, --local_rank before.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return parser
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--cfg-options``, as every OpenMMLab tool has it."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -82,11 +92,6 @@ def base_parser(description: str) -> argparse.ArgumentParser:
         help='override settings of the config, as key=value pairs: model.backbone.block=12, key="[a,b]" or key=a,b '
         'for a list, key="[(a,b),(c,d)]" for nested ones; no white space',
     )
-    parser.add_argument('--no-pin-memory', action='store_true', help='disable pin_memory in dataloaders')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
-    # torch.distributed.launch passes --local-rank since torch 2.0, --local_rank before.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    return parser
 
 
 def load_config(args: argparse.Namespace) -> Config:

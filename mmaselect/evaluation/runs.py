@@ -148,8 +148,8 @@ def read_run(folder: Path) -> Run:
     logs = sorted(log for log in folder.glob('*/vis_data') if TIMESTAMP.fullmatch(log.parent.name) and _trained(log))
     config = read_config(logs[-1] / 'config.py')
     lines = [line for log in logs for line in _scalars(log)]
-    name, value, seconds, end = _result(config, lines)
-    checkpoint = _checkpoint(folder, logs[-1].parent.name, end)
+    metric, value, seconds, end = _result(config, lines)
+    checkpoint = _checkpoint(folder, logs[-1].parent.name, *end)
     state, meta = checkpoint['state_dict'], checkpoint['meta']
     missing = [name for name in (FROZEN_ID, TIMESTEP, TAPS) if f'backbone.{name}' not in state]
     if missing:
@@ -164,7 +164,7 @@ def read_run(folder: Path) -> Run:
     return Run(
         folder=folder,
         name=meta['experiment_name'].removesuffix(f'_{logs[-1].parent.name}'),
-        task=_task(config, name, selection),
+        task=_task(config, metric, selection),
         value=value,
         seed=config.get('randomness', {}).get('seed'),
         timesteps=timesteps,
@@ -236,8 +236,8 @@ def _trained(log: Path) -> bool:
     return any('loss' in line for line in _scalars(log))
 
 
-def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> tuple[str, float, float, int]:
-    """Metric, its value, seconds of training and the last epoch or iteration, if the log reaches the end."""
+def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> tuple[str, float, float, tuple[str, int]]:
+    """Metric, its value, seconds of training, and the epoch or iteration of its end, if the log reaches it."""
     loop = config.get('train_cfg') or {}
     unit = 'epoch' if loop.get('by_epoch', loop.get('type') == 'EpochBasedTrainLoop') else 'iter'
     end = loop.get('max_epochs' if unit == 'epoch' else 'max_iters')
@@ -257,10 +257,10 @@ def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> tuple[str, f
         raise Incomplete(f'its last validation has {name}={value!r}')
     times = [line['time'] for line in by_iteration.values() if 'time' in line]
     seconds = sum(times) / len(times) * final if times else 0.0
-    return name, float(value), seconds, end
+    return name, float(value), seconds, (unit, end)
 
 
-def _checkpoint(folder: Path, stamp: str, end: int) -> dict[str, Any]:
+def _checkpoint(folder: Path, stamp: str, unit: str, end: int) -> dict[str, Any]:
     """The last checkpoint, if it is that of the end of the last training."""
     pointer = folder / 'last_checkpoint'
     if not pointer.is_file():
@@ -272,12 +272,12 @@ def _checkpoint(folder: Path, stamp: str, end: int) -> dict[str, Any]:
     try:
         checkpoint = torch.load(file, map_location='cpu', weights_only=True)
         meta, _ = checkpoint['meta'], checkpoint['state_dict']
-        reached, experiment = {meta['epoch'], meta['iter']}, meta['experiment_name']
+        reached, experiment = meta[unit], meta['experiment_name']
     except Exception as error:  # whatever a truncated or foreign file makes the unpickler stumble over
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Incomplete(f'its checkpoint {file.name} cannot be read: {reason}') from error
-    if end not in reached:
-        raise Incomplete(f'its checkpoint {file.name} was written at epoch {meta["epoch"]}, iteration {meta["iter"]}')
+    if reached != end:
+        raise Incomplete(f'its checkpoint {file.name} was written at {unit} {reached}, its log ends at {end}')
     if not experiment.endswith(f'_{stamp}'):
         raise Incomplete(f'its checkpoint {file.name} is of the run {experiment!r}, its last log of {stamp}')
     return checkpoint
