@@ -110,9 +110,12 @@ def test_other_settings_are_another_entry(copy, tmp_path):
     other = copy('b')
     edit(log_of(other).with_name('config.py'), lambda text: text.replace('lr=0.02', 'lr=0.01'))
     set_seed(other, 1, 91.0)
-    # Where it ran and how many workers it had changes nothing.
+    # Where it ran, and how many workers it had, changes nothing.
     same = copy('c')
     edit(log_of(same).with_name('config.py'), lambda text: text.replace('num_workers=0', 'num_workers=4'))
+    edit(
+        log_of(same).with_name('config.py'), lambda text: re.sub(r"data_root='/[^']*/", "data_root='/elsewhere/", text)
+    )
     set_seed(same, 2, 92.0)
     (table,) = make_leaderboard([tmp_path])
     assert [(entry.seeds, entry.mean) for entry in table.entries] == [('0, 2', 91.0), ('1', 91.0)]
@@ -174,6 +177,9 @@ def test_a_checkpoint_that_does_not_match_its_log(copy):
     folder = copy('unselected')
     (folder / 'selection.json').unlink()
     assert reason(folder) == 'its timestep was selected, but there is no selection.json'
+    folder = copy('other-selection')
+    edit(folder / 'selection.json', lambda text: text.replace('"decisions"', '"decided"'))
+    assert "is not of this revision: KeyError('decisions')" in reason(folder)
     folder = copy('half-selected')
     edit(folder / 'selection.json', lambda text: text[:100])
     assert 'its selection.json cannot be read: ' in reason(folder)

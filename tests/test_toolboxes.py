@@ -6,10 +6,9 @@ import json
 import re
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 from conftest import ROOT, SHARED_DATA, run_tool
+from miniatures import make
 
 
 def mmpretrain_tool(name):
@@ -20,22 +19,7 @@ def mmpretrain_tool(name):
 
 @pytest.fixture(scope='module')
 def miniature_cub(tmp_path_factory):
-    """Twelve random images of three species in the official layout of CUB-200-2011."""
-    root = tmp_path_factory.mktemp('cub')
-    lines = {'images': [], 'image_class_labels': [], 'train_test_split': []}
-    for index in range(1, 13):
-        species = (index - 1) % 3 + 1
-        name = f'{species:03d}.Species/{index:04d}.jpg'
-        path = root / 'images' / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(index).integers(0, 256, (80, 100, 3), np.uint8)
-        cv2.imwrite(str(path), cv2.blur(noise, (2 * species, 2 * species)))
-        lines['images'].append(f'{index} {name}')
-        lines['image_class_labels'].append(f'{index} {species}')
-        lines['train_test_split'].append(f'{index} {int(index <= 6)}')
-    for name, content in lines.items():
-        (root / f'{name}.txt').write_text('\n'.join(content) + '\n')
-    return root
+    return make('CUB', tmp_path_factory.mktemp('cub'))
 
 
 def data_options(root, epochs=1):
@@ -63,7 +47,7 @@ def small_sd3(folder):
 
 
 def test_the_cub_config_by_mmpretrains_own_tools(miniature_cub, model_folder, tmp_path):
-    config = ROOT / 'configs/classification/sd35-medium_linear_8xb8-100e_cub-384px.py'
+    config = ROOT / 'configs/classification/sd35-medium_linear_4xb32-100e_cub-256px.py'
     options = [
         '--cfg-options', *data_options(miniature_cub), *small_sd3(model_folder('SD3.5-medium')),
         'model.neck.1.input_features=64',

@@ -9,6 +9,7 @@ import ast
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +34,12 @@ IRRELEVANT = (
     'test_dataloader', 'test_evaluator', 'test_cfg', 'test_pipeline', 'train_pipeline', 'tta_model', 'tta_pipeline',
     'dataset', 'dataset_type', 'data_root', 'classes', 'palette', 'metainfo', 'norm_cfg', 'crop_size',
 )  # fmt: skip
-#: Fields of data loaders that change speed alone.
-IRRELEVANT_IN_LOADERS = ('num_workers', 'persistent_workers', 'pin_memory', 'collate_fn', 'prefetch_factor')
+#: Fields that change speed alone, or name places: what is there is known by the identity of the weights, and the task.
+IRRELEVANT_IN = {
+    'dataloader': ('num_workers', 'persistent_workers', 'pin_memory', 'collate_fn', 'prefetch_factor'),
+    'dataset': ('data_root',),
+    'diffusion': ('pretrained', 'vae', 'device', 'revision'),
+}
 
 
 class Incomplete(Exception):
@@ -174,7 +179,7 @@ def read_run(folder: Path) -> Run:
         block_evaluations=selection.get('block_evaluations'),
         selection_seconds=selection.get('seconds'),
         training_seconds=seconds,
-        finished='-'.join(re.match(r'(\d{4})(\d{2})(\d{2})', meta['time']).groups()),
+        finished=time.strftime('%Y-%m-%d', time.strptime(meta['time'], '%Y%m%d_%H%M%S')),
         settings=_settings(config),
     )
 
@@ -244,13 +249,14 @@ def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> tuple[str, f
     training = [line for line in lines if 'loss' in line]
     # An iteration that was done twice, before a kill and after a resume, counts once.
     by_iteration = {line.get('iter', line.get('step')): line for line in training}
-    last = max(line.get(unit, line.get('step', 0)) for line in training)
     final = max(by_iteration)
-    if end is None or last < end:
-        raise Incomplete(f'stopped at {unit} {last} of {end}')
+    # That of the end is proof that the end was reached; the last iterations need not be in the log.
     validations = [line for line in lines if line.get('step') == end and any(key in line for key in METRICS)]
     if not validations:
-        raise Incomplete(f'no validation after its last {unit}, {end}')
+        last = max(line.get(unit, line.get('step', 0)) for line in training)
+        raise Incomplete(
+            f'no validation after its last {unit}, {end}' if last == end else f'stopped at {unit} {last} of {end}'
+        )
     name = next(key for key in METRICS if key in validations[-1])
     value = validations[-1][name]
     if not isinstance(value, (int, float)) or not 0 <= value <= 100:
@@ -272,7 +278,7 @@ def _checkpoint(folder: Path, stamp: str, unit: str, end: int) -> dict[str, Any]
     try:
         checkpoint = torch.load(file, map_location='cpu', weights_only=True)
         meta, _ = checkpoint['meta'], checkpoint['state_dict']
-        reached, experiment = meta[unit], meta['experiment_name']
+        reached, experiment, _ = meta[unit], meta['experiment_name'], time.strptime(meta['time'], '%Y%m%d_%H%M%S')
     except Exception as error:  # whatever a truncated or foreign file makes the unpickler stumble over
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Incomplete(f'its checkpoint {file.name} cannot be read: {reason}') from error
@@ -296,18 +302,16 @@ def _selection(
         raise Incomplete(f'its selection.json cannot be read: {error}') from error
     if selection is None:
         raise Incomplete('its timestep was selected, but there is no selection.json')
-    label = selection['criterion_label']
-    decision = selection['decisions'][label]
-    chosen = decision['taps']
-    found = {
-        'weights': (selection['request']['identity'], identity),
-        'taps': ([f'block {block} {component}' for block, component in taps], chosen),
-    }
-    if backbone.get('timestep', 'auto') == 'auto':
-        found['timestep'] = (list(timesteps), [float(value) for value in decision['timesteps']])
-    # A model that was pruned after the selection has another identity than the one that it was selected on.
-    if len(selection['request']['alternatives']) > 1:
-        found.pop('weights')
+    try:
+        request, decision = selection['request'], selection['decisions'][selection['criterion_label']]
+        found = {'taps': ([f'block {block} {component}' for block, component in taps], decision['taps'])}
+        if backbone.get('timestep', 'auto') == 'auto':
+            found['timestep'] = (list(timesteps), [float(value) for value in decision['timesteps']])
+        # A model that was pruned after the selection has another identity than the one that it was selected on.
+        if len(request['alternatives']) == 1:
+            found['weights'] = (request['identity'], identity)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Incomplete(f'its selection.json is not of this revision: {error!r}') from error
     for what, (left, right) in found.items():
         if left != right:
             raise Incomplete(f'its checkpoint and selection.json differ in {what}: {left} and {right}')
@@ -354,7 +358,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
             flat[name] = value
             return
         for key, item in items:
-            if (name.endswith('dataloader') and key in IRRELEVANT_IN_LOADERS) or key == '_scope_':
+            if key == '_scope_' or any(name.endswith(end) and key in keys for end, keys in IRRELEVANT_IN.items()):
                 continue
             walk(f'{name}.{key}' if name else str(key), item)
 
