@@ -239,3 +239,34 @@ def test_two_iterations(path, model_folder, data_of, scope, tmp_path):
     assert checkpoint['state_dict']['backbone.timestep'].tolist() == timestep
     # Head, neck and the choice; nothing of the frozen model.
     assert not [key for key in checkpoint['state_dict'] if 'transformer' in key or 'encoder' in key]
+
+
+PRETRAINING = sorted(ROOT.glob('configs/pretrain/*.py'))
+
+
+@pytest.mark.parametrize('path', PRETRAINING, ids=lambda path: path.stem)
+def test_pretraining_fits_and_runs(path, data_of, scope, tmp_path):
+    """The true size on the meta device, then two iterations of two blocks."""
+    from mmengine.runner import Runner
+
+    import mmaselect.pretraining  # noqa: F401
+
+    config = Config.fromfile(path)
+    scope(config.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(config.model)
+    arch, width, blocks = TRUE[path.stem.split('_')[0]]
+    assert arch == path
+    assert (model.transformer.inner_dim, len(model.transformer.transformer_blocks)) == (width, blocks)
+    config.model.transformer.num_layers = 2
+    config.train_cfg.max_iters = 2
+    config.train_dataloader.update(batch_size=COUNT // 2)
+    config.train_dataloader.dataset.data_root = str(data_of(config.train_dataloader.dataset.type))
+    config.train_dataloader.collate_fn = dict(type='default_collate')
+    config.default_hooks.logger.interval = 1
+    config.work_dir, config.experiment_name = str(tmp_path), path.stem
+    Runner.from_cfg(config).train()
+    (log,) = tmp_path.glob('*/vis_data/scalars.json')
+    losses = [json.loads(line)['loss'] for line in log.read_text().splitlines()]
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)

@@ -180,3 +180,43 @@ def test_the_tools_say_what_is_missing_in_one_line(dataset, call_tool, tmp_path)
     )
     assert expected in error_line(done)
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('name', sorted(LAYOUTS))
+def test_the_guide_shows_every_tree_and_number(name):
+    guide = (ROOT / 'docs/datasets.md').read_text()
+    layout = LAYOUTS[name]
+    row = next(line for line in guide.splitlines() if line.startswith(f'| {layout.title} |'))
+    assert f'`{name}`' in row
+    assert f'| {layout.num_classes} |' in row
+    used = next(split for split in ('trainval', 'train', 'training') if split in layout.images)
+    assert f'{layout.images[used]:,}' in row
+    assert f'{layout.images.get("test") or layout.images["validation"]:,}' in row
+    section = guide.split(f'## {layout.title}\n')[1].split('\n## ')[0]
+    for part in (part for tree in layout.trees for part in tree):
+        # The last name of each part, with its slash if it is a folder.
+        last = re.search(r'[^/]+/?$', part)[0].replace('{split}', 'test')
+        assert last in section, part
+
+
+def test_the_browser(call_tool, tmp_path):
+    import cv2
+
+    for name, config, size in (
+        ('StanfordDogs', 'classification/sit-xl-2_attention_4xb32-28e_stanford-dogs-256px.py', 256),
+        ('BaseSegDataset', 'segmentation/dit-micro_upernet_bs8-200_camvid-192x256.py', 128),
+    ):
+        root, out = make(name, tmp_path / name), tmp_path / f'{name}-pictures'
+        done = call_tool(
+            'misc/browse_dataset.py', ROOT / 'configs' / config, '-o', out, '--not-show', '-n', 2,
+            '--cfg-options', f'train_dataloader.dataset.data_root={root}',
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert f'{out}: 2 pictures' in done.stdout
+        pictures = [cv2.imread(str(path)) for path in sorted(out.iterdir())]
+        assert [picture.shape for picture in pictures] == [(size, size, 3)] * 2
+    config = ROOT / 'configs/classification/sit-xl-2_attention_4xb32-28e_stanford-dogs-256px.py'
+    done = call_tool('misc/browse_dataset.py', config, '-o', tmp_path / 'x', '--not-show')
+    assert "StanfordDogs: data_root='data/stanford_dogs' is not a folder" in error_line(done)
+    assert '--show-number 0 is not valid' in error_line(call_tool('misc/browse_dataset.py', config, '-o', 'x', '-n', 0))
+    assert '--not-show without --output-dir' in error_line(call_tool('misc/browse_dataset.py', config, '--not-show'))

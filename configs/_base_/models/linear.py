@@ -1,4 +1,5 @@
-# Linear probe: pooled query, batch norm without parameters (queries have no common scale), one linear layer.
+# Linear probe on the pooled query, the paper's component (arXiv 2603.25758); batch norm without parameters, as in MAE's
+# linear probe (arXiv 2111.06377), because queries have no common scale.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='ASelectDiT', component='query', timestep='auto'),

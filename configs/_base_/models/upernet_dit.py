@@ -1,4 +1,5 @@
-# UPerNet on four levels that one block feeds (the paper's way); a list of four blocks feeds them from several.
+# UPerNet on four levels that one block's queries feed (the paper's way); a list of four blocks feeds them from several.
+# Crops of 512x512, optimizer and schedules are mmseg's for UPerNet on ADE20K: the paper's are not known to us.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',
