@@ -47,7 +47,8 @@ def make_flowers102(root):
 
 
 def make_stanford_cars(root):
-    kinds = [('relative_im_path', object), ('class', float), ('test', float)]
+    # As in the official file, numbers are uint8.
+    kinds = [('relative_im_path', object), ('class', np.uint8), ('test', np.uint8)]
     annotations = np.zeros((1, 2 * COUNT), dtype=kinds)
     for index in range(2 * COUNT):
         name = f'car_ims/{index + 1:06d}.jpg'
