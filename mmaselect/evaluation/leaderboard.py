@@ -148,7 +148,7 @@ def _summarise(members: list[Run], siblings: list[Run]) -> Entry:
         if run.seed in by_seed:
             notes.append(f'seed {run.seed} was run more than once: {run.folder} counts')
         by_seed[run.seed] = run
-    chosen = [by_seed[seed] for seed in sorted(by_seed, key=str)]
+    chosen = sorted(by_seed.values(), key=lambda run: (run.seed is None, run.seed or 0))
     first, values = chosen[0], [run.value for run in chosen]
     differing = [_difference(first.settings, other.settings) for other in siblings]
     what = ', '.join(dict.fromkeys(item for items in differing for item in items))
@@ -163,7 +163,7 @@ def _summarise(members: list[Run], siblings: list[Run]) -> Entry:
         task=first.task,
         mean=statistics.mean(values),
         deviation=statistics.stdev(values) if len(values) > 1 else None,
-        seeds=', '.join(str(seed) for seed in by_seed if seed is not None) if len(by_seed) < 6 else f'{len(by_seed)}',
+        seeds=', '.join(str(run.seed) for run in chosen if run.seed is not None),
         timestep=_join(', '.join(f'{value:g}' for value in run.timesteps) for run in chosen),
         taps=_join(run.taps for run in chosen),
         criterion=_join(run.criterion or 'config' for run in chosen),
