@@ -180,6 +180,10 @@ class Family(nn.Module, ABC):
         """Computes the buffers that no checkpoint holds, after the model was built on the meta device."""
 
     @classmethod
+    def make_buffers(cls, transformer: nn.Module) -> None:
+        """Computes the buffers that a checkpoint would hold, for a model with random weights."""
+
+    @classmethod
     def prune(cls, transformer: nn.Module, taps: Sequence[Tap], normalised: bool = False) -> None:
         """Removes in place all that lies behind the last tap, so that it is neither loaded nor run."""
         last = max(tap.block for tap in taps)
@@ -339,6 +343,20 @@ def unused_projections(attention: str, components: frozenset[str], normalised: b
     if normalised:
         needed |= {layers[name][-1] for name in PROJECTIONS if name in components}
     return [f'{attention}.{layer}' for name in PROJECTIONS for layer in layers[name] if layer not in needed]
+
+
+def sincos_positions(embed: nn.Module) -> Tensor:
+    """The sine-cosine position table of a diffusers ``PatchEmbed``, (1, cells, D), as its constructor computes it."""
+    from diffusers.models.embeddings import get_2d_sincos_pos_embed
+
+    table = get_2d_sincos_pos_embed(
+        embed.proj.out_channels,
+        embed.pos_embed_max_size or (embed.height, embed.width),
+        base_size=embed.base_size,
+        interpolation_scale=embed.interpolation_scale,
+        output_type='pt',
+    )
+    return table.float().unsqueeze(0)
 
 
 def modulate(norm: nn.Module, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -243,6 +243,7 @@ class DiffusionSpec:
         self.family.prune(transformer, taps, self.normalised_qk)
         if self.source is None:
             transformer = add_random(transformer, identity, 'transformer', self.seed, self.dtype)
+            self.family.make_buffers(transformer)
         else:
             tensors = self.source.tensors('transformer', self.variant)
             load_into(transformer, tensors, identity, 'transformer', self.dtype)

@@ -182,6 +182,26 @@ def test_frozen_means_frozen(model_folder):
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_random_models_have_the_position_table_of_diffusers(variant, monkeypatch):
+    """A buffer that a checkpoint would hold must not be what happens to lie in memory."""
+    real = torch.nn.Module.to_empty
+
+    def to_garbage(self, **fields):
+        module = real(self, **fields)
+        for buffer in module.buffers():
+            buffer.fill_(torch.nan)
+        return module
+
+    monkeypatch.setattr(torch.nn.Module, 'to_empty', to_garbage)
+    arch = dict(TINY[variant], in_channels=3)
+    model = DiffusionSpec(family_of(variant), arch=arch, latent='pixels').load((QUERY,))
+    expected = make_transformer(variant).pos_embed.pos_embed
+    assert torch.equal(model.family.transformer.pos_embed.pos_embed, expected)
+    latent = torch.randn(1, 3, 16, 16)
+    assert torch.isfinite(model(latent, torch.zeros_like(latent), 0.0)[QUERY]).all()
+
+
 def test_random_weights_are_reproducible_and_pruning_does_not_change_them():
     arch = dict(num_layers=3, num_attention_heads=2, attention_head_dim=8, sample_size=8, in_channels=3)
     make = lambda block, seed: DiffusionSpec('SiT', arch=arch, latent='pixels', seed=seed).load((Tap(block, 'query'),))  # noqa: E731

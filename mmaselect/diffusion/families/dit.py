@@ -16,6 +16,7 @@ from mmaselect.diffusion.family import (
     modulate,
     normalise,
     project,
+    sincos_positions,
     unused_projections,
 )
 from mmaselect.diffusion.noise import DDPM, ForwardProcess
@@ -117,18 +118,9 @@ class DiT(Family):
 
     @classmethod
     def restore_buffers(cls, transformer: nn.Module) -> None:
-        """Recomputes the sine-cosine position table, which diffusers does not save for DiT."""
-        from diffusers.models.embeddings import get_2d_sincos_pos_embed
-
-        embed = transformer.pos_embed
-        table = get_2d_sincos_pos_embed(
-            embed.proj.out_channels,
-            (embed.height, embed.width),
-            base_size=embed.base_size,
-            interpolation_scale=embed.interpolation_scale,
-            output_type='pt',
-        )
-        embed.register_buffer('pos_embed', table.float().unsqueeze(0), persistent=False)
+        """Recomputes the position table, which diffusers does not save for DiT."""
+        table = sincos_positions(transformer.pos_embed)
+        transformer.pos_embed.register_buffer('pos_embed', table, persistent=False)
 
     def time(self, timestep: float) -> float:
         """What the network is told for a user's timestep: the index of the trained step."""

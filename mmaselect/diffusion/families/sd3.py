@@ -17,6 +17,7 @@ from mmaselect.diffusion.family import (
     modulate,
     normalise,
     project,
+    sincos_positions,
     split_heads,
     unused_projections,
 )
@@ -108,6 +109,11 @@ class SD3(Family):
     def make_process(cls, scheduler: dict[str, Any], shift: float) -> ForwardProcess:
         """Rectified flow; the scheduler's own sampling shift is not applied, only the one the config asks for."""
         return RectifiedFlow(shift)
+
+    @classmethod
+    def make_buffers(cls, transformer: nn.Module) -> None:
+        """The position table, which diffusers saves for SD3."""
+        transformer.pos_embed.register_buffer('pos_embed', sincos_positions(transformer.pos_embed), persistent=True)
 
     @classmethod
     def final_layers(cls) -> Iterable[str]:
