@@ -1,0 +1,107 @@
+"""The benchmark on a model so small that its times mean nothing: what it counts, and that it checks first."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+
+import pytest
+from conftest import ROOT, error_line, run_tool
+
+from mmaselect.diffusion.family import Tap
+from mmaselect.diffusion.model import DiffusionSpec
+from mmaselect.errors import InputError
+
+ARGS = argparse.Namespace(device='cpu', repeats=1, batch_size=2, size=64, images=4, timesteps=3)
+
+
+@pytest.fixture(scope='module')
+def benchmark():
+    spec = importlib.util.spec_from_file_location('benchmark', ROOT / 'tools/benchmark.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    width = dict(num_attention_heads=1, attention_head_dim=32, caption_projection_dim=32, joint_attention_dim=32)
+    module.SHAPE = dict(module.SHAPE, **width, pooled_projection_dim=16)
+    return module
+
+
+@pytest.fixture(scope='module')
+def folder(benchmark, tmp_path_factory):
+    return benchmark.save_model(tmp_path_factory.mktemp('model'))
+
+
+def test_features_and_sweep_equal_those_of_diffusers(benchmark, folder):
+    """The rows exist only if they do; half the blocks, and the VAE once per image."""
+    (features,) = benchmark.bench_features(ARGS, folder)
+    assert 1.7 < float(features.note.split('x fewer')[0]) < 2
+    (sweep,) = benchmark.bench_sweep(ARGS, folder)
+    assert 'VAE runs 4 against 12' in sweep.note
+
+
+def test_nothing_is_timed_where_features_differ(benchmark, folder, monkeypatch):
+    def timed(*args):
+        raise AssertionError('timed')
+
+    monkeypatch.setattr(benchmark, 'interleave', timed)
+    forward = benchmark.Baseline.forward
+    monkeypatch.setattr(benchmark.Baseline, 'forward', lambda *args: forward(*args) + 0.01)
+    with pytest.raises(InputError, match=r'the features differ by 0\.01: nothing was timed'):
+        benchmark.bench_features(ARGS, folder)
+
+
+def test_what_is_read_is_what_is_built(benchmark, folder, monkeypatch):
+    """Bytes in proportion to the blocks that run, and no tensor twice."""
+    from mmaselect.diffusion import loading
+
+    read, get = {}, loading.Tensors.get
+
+    def counted(self, name):
+        assert (self, name) not in read
+        read[self, name] = get(self, name).nbytes
+        return get(self, name)
+
+    monkeypatch.setattr(loading.Tensors, 'get', counted)
+
+    def load(block):
+        read.clear()
+        model = DiffusionSpec(type='SD3', pretrained=str(folder)).load((Tap(block, 'query'),))
+        built = sum(tensor.nbytes for tensor in [*model.parameters(), *model.family.transformer.pos_embed.buffers()])
+        assert sum(read.values()) == built
+        return built
+
+    sizes = [load(block) for block in (5, 6, 7)]
+    # One more block is as much more, wherever it is added.
+    assert sizes[1] - sizes[0] == sizes[2] - sizes[1] > 0
+
+
+def test_growth_is_fitted_on_a_logarithmic_scale(benchmark):
+    sizes = (2, 5, 10, 20)
+    assert benchmark.fit_exponent(sizes, [3 * size for size in sizes]) == pytest.approx(1)
+    assert benchmark.fit_exponent(sizes, [0.1 * size**2 for size in sizes]) == pytest.approx(2)
+    assert benchmark.fit_exponent(sizes, [7] * 4) == pytest.approx(0)
+
+
+def test_the_median_leaves_out_the_first_run(benchmark):
+    calls = []
+    benchmark.interleave(3, lambda: calls.append('a'), lambda: calls.append('b'))
+    assert ''.join(calls) == 'abababab'
+
+
+def test_the_tool_counts_block_evaluations(tmp_path):
+    done = run_tool('benchmark.py', '--rows', 'coarse', '--json', tmp_path / 'table.json')
+    assert done.returncode == 0, done.stderr
+    assert 'coarse-to-fine, 101 timesteps' in done.stdout
+    (row,) = json.loads((tmp_path / 'table.json').read_text())
+    ours, theirs = (int(row[side].split()[0]) for side in ('ours', 'theirs'))
+    # 64 images, two noises, five blocks, and no more than a third of the timesteps.
+    assert ours % (64 * 2 * 5) == 0
+    assert ours <= 64 * 2 * 5 * 34
+    # Heads on every block and component: 20 epochs of 1,200 images and a test of 597, through 1 to 5 blocks each.
+    assert theirs == 101 * 5 * (1 + 2 + 3 + 4 + 5) * (20 * 1200 + 597)
+    assert row['ratio'] == theirs / ours > 100
+    assert row['met'] is True
+
+
+def test_bad_arguments(call_tool):
+    assert '--repeats 0 is not valid' in error_line(call_tool('benchmark.py', '--rows', 'coarse', '--repeats', 0))

@@ -1,0 +1,479 @@
+"""Times mmaselect against what one would write with diffusers alone, and prints one table.
+
+Both sides of a ratio run in one process (of a row about memory: in one process each), interleaved, and the medians are
+compared. Before anything is timed, their features are checked to be equal. Random weights of the real architectures,
+scaled down to fit a CPU: nothing needs to be downloaded.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
+from mmaselect import cli
+from mmaselect.diffusion.family import Tap
+from mmaselect.diffusion.model import DiffusionSpec
+
+#: SD3.5-medium's shape: 24 blocks, dual attention in the first 13, RMS norms; a quarter of its width.
+SHAPE = dict(
+    num_layers=24,
+    num_attention_heads=6,
+    attention_head_dim=64,
+    joint_attention_dim=1024,
+    caption_projection_dim=384,
+    pooled_projection_dim=512,
+    pos_embed_max_size=96,
+    sample_size=32,
+    in_channels=16,
+    out_channels=16,
+    dual_attention_layers=tuple(range(13)),
+    qk_norm='rms_norm',
+)
+BLOCK = 12
+
+
+@dataclass
+class Row:
+    """One line of the table.
+
+    Attributes:
+        work: What is done.
+        against: What it is compared with.
+        ours: Our number, with its unit.
+        theirs: The other's.
+        ratio: How many times better ours is.
+        target: What the ratio must reach.
+        note: What else is to be known.
+    """
+
+    work: str
+    against: str
+    ours: str
+    theirs: str
+    ratio: float
+    target: float
+    note: str = ''
+
+    @property
+    def met(self) -> bool:
+        """Whether the target is reached."""
+        return self.ratio >= self.target
+
+
+def interleave(repeats, *works):
+    """Median seconds of each work, run in turns, after one run of each that does not count."""
+    times = [[] for _ in works]
+    for repeat in range(repeats + 1):
+        for number, work in enumerate(works):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if repeat:
+                times[number].append(time.perf_counter() - started)
+    return [statistics.median(values) for values in times]
+
+
+def count_multiply_adds(work):
+    """Multiply-adds of a piece of work, attention included."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 2
+
+
+def save_model(folder):
+    """Writes the model as a diffusers folder: transformer with random weights, VAE with the real one's architecture."""
+    from diffusers import AutoencoderKL, SD3Transformer2DModel
+
+    from mmaselect.diffusion.conditioning import default_prompt_file, save_prompt, zero_prompt
+    from mmaselect.diffusion.family import initialise
+    from mmaselect.diffusion.latent import VAE_CONFIGS
+    from mmaselect.diffusion.loading import Source
+
+    transformer = SD3Transformer2DModel(**SHAPE)
+    initialise(transformer, 0)
+    # Several shards, as large models come in: those that are not needed need not be opened.
+    transformer.save_pretrained(folder / 'transformer', max_shard_size='50MB')
+    narrow = dict(VAE_CONFIGS[16], block_out_channels=(32, 64, 128, 128))
+    AutoencoderKL(**narrow).save_pretrained(folder / 'vae')
+    save_prompt(default_prompt_file(Source(folder)), zero_prompt(SHAPE), '', 'benchmark')
+    return folder
+
+
+class Baseline(nn.Module):
+    """A diffusers transformer and VAE with a forward hook on the query projection of one block."""
+
+    def __init__(self, folder, device):
+        from diffusers import AutoencoderKL, SD3Transformer2DModel
+
+        super().__init__()
+        self.transformer = SD3Transformer2DModel.from_pretrained(folder / 'transformer').to(device).eval()
+        self.vae = AutoencoderKL.from_pretrained(folder / 'vae').to(device).eval()
+        self.read = {}
+        layer = self.transformer.transformer_blocks[BLOCK].attn.to_q
+        layer.register_forward_hook(lambda module, inputs, output: self.read.update(query=output))
+        self.prompt = torch.zeros(1, 333, SHAPE['joint_attention_dim'], device=device)
+        self.pooled = torch.zeros(1, SHAPE['pooled_projection_dim'], device=device)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1] to clean latents."""
+        mean = self.vae.encode(images).latent_dist.mode()
+        return (mean - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def forward(self, latent: Tensor, timestep: float) -> Tensor:
+        """The query of the block as a map, from a whole forward pass."""
+        batch = len(latent)
+        self.transformer(
+            hidden_states=latent,
+            encoder_hidden_states=self.prompt.expand(batch, -1, -1),
+            pooled_projections=self.pooled.expand(batch, -1),
+            timestep=torch.full((batch,), float(timestep), device=latent.device),
+        )
+        rows, columns = (side // 2 for side in latent.shape[2:])
+        return self.read.pop('query').transpose(1, 2).unflatten(2, (rows, columns))
+
+
+def bench_features(args, folder):
+    device = torch.device(args.device)
+    baseline = Baseline(folder, device)
+    tap = Tap(BLOCK, 'query')
+    model = DiffusionSpec(type='SD3', pretrained=str(folder), device=args.device).load((tap,))
+    latent = torch.randn(args.batch_size, 16, args.size // 8, args.size // 8, device=device)
+    noise = torch.zeros_like(latent)
+
+    def ours():
+        return model(latent, noise, 0.0)[tap]
+
+    def theirs():
+        return baseline(latent, 0.0)
+
+    difference = (ours() - theirs()).abs().max().item()
+    if difference > 1e-4:
+        raise cli.InputError(f'the features differ by {difference:.2g}: nothing was timed')
+    possible = count_multiply_adds(theirs) / count_multiply_adds(ours)
+    mine, other = interleave(args.repeats, ours, theirs)
+    return [
+        Row(
+            f'features of block {BLOCK} of 24, query', "diffusers' full forward with a hook", f'{mine:.3f} s',
+            f'{other:.3f} s', other / mine, max(1.7, 0.95 * possible),
+            f'{possible:.2f}x fewer multiply-adds; largest difference {difference:.1g}',
+        )
+    ]  # fmt: skip
+
+
+def read_status(field):
+    """A field of /proc/self/status, in bytes."""
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(f'{field}:'):
+            return int(line.split()[1]) * 1024
+    raise cli.InputError(f'/proc/self/status has no {field}: memory can be measured on Linux only')
+
+
+def load_child(side, folder, size):
+    """Loads, reads one feature, and prints what that took: the body of a process of its own."""
+    # What both import is no part of the comparison.
+    from diffusers import AutoencoderKL, SD3Transformer2DModel  # noqa: F401
+    from safetensors import safe_open  # noqa: F401
+
+    from mmaselect.diffusion import loading
+
+    read, get = [0], loading.Tensors.get
+
+    def counted(self, name):
+        value = get(self, name)
+        read[0] += value.nbytes
+        return value
+
+    loading.Tensors.get = counted
+    images = torch.rand(1, 3, size, size) * 2 - 1
+    Path('/proc/self/clear_refs').write_text('5')
+    before, started = read_status('VmRSS'), time.perf_counter()
+    if side == 'ours':
+        model = DiffusionSpec(type='SD3', pretrained=str(folder)).load((Tap(BLOCK, 'query'),))
+        latent = model.encode(images)
+        model(latent, torch.zeros_like(latent), 0.0)
+    else:
+        model = Baseline(folder, torch.device('cpu'))
+        model(model.encode(images), 0.0)
+        read[0] = sum(file.stat().st_size for file in folder.rglob('*.safetensors'))
+    seconds = time.perf_counter() - started
+    used = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+    print(json.dumps({'peak': read_status('VmHWM') - before, 'seconds': seconds, 'read': read[0], 'used': used}))
+
+
+def bench_load(args, folder):
+    """Memory, seconds and bytes from nothing to the first feature; each side in a process of its own."""
+    found = {}
+    for side in ('ours', 'theirs'):
+        runs = []
+        for _ in range(3):
+            command = [
+                sys.executable,
+                __file__,
+                '--load-child',
+                side,
+                '--folder',
+                str(folder),
+                '--size',
+                '128',
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+            runs.append(json.loads(done.stdout.splitlines()[-1]))
+        found[side] = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    ours, theirs = found['ours'], found['theirs']
+    mega = 1e6
+    share = ours['used'] / theirs['used']
+    return [
+        Row(
+            'load to first feature: peak memory', 'from_pretrained of transformer and VAE',
+            f'{ours["peak"] / mega:.0f} MB', f'{theirs["peak"] / mega:.0f} MB', theirs['peak'] / ours['peak'],
+            theirs['peak'] / (1.2 * ours['used']),
+            f'{ours["peak"] / ours["used"]:.2f}x the tensors in use ({ours["used"] / mega:.0f} MB); target 1.2x',
+        ),
+        Row(
+            'load to first feature: bytes read', 'the files', f'{ours["read"] / mega:.0f} MB',
+            f'{theirs["read"] / mega:.0f} MB', theirs['read'] / ours['read'], 0.98 / share,
+            f'{100 * share:.0f} % of the tensors are in use',
+        ),
+        Row(
+            'load to first feature: seconds', 'from_pretrained of transformer and VAE', f'{ours["seconds"]:.2f} s',
+            f'{theirs["seconds"]:.2f} s', theirs['seconds'] / ours['seconds'], 1.0,
+        ),
+    ]  # fmt: skip
+
+
+def bench_sweep(args, folder):
+    """A sweep against encoding, noising, the whole model, a hook and an FFT for every timestep."""
+    from mmaselect.diffusion.noise import seeded_noise
+    from mmaselect.selection.criteria import HighFrequencyRatio
+    from mmaselect.selection.search import Batch, Search, run
+
+    device = torch.device(args.device)
+    baseline = Baseline(folder, device)
+    model = DiffusionSpec(type='SD3', pretrained=str(folder), device=args.device).load((Tap(BLOCK, 'query'),))
+    timesteps = torch.linspace(0, 1000, args.timesteps, dtype=torch.float64).tolist()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(args.images, 3, args.size, args.size, generator=generator) * 2 - 1
+    numbers = list(range(args.images))
+    scoring = [0.0]
+
+    class Timed(Search):
+        def _reduce(self, *arguments):
+            started = time.perf_counter()
+            super()._reduce(*arguments)
+            scoring[0] += time.perf_counter() - started
+
+    def batches():
+        for start in range(0, args.images, args.batch_size):
+            indices = numbers[start : start + args.batch_size]
+            yield Batch(images[indices].to(device), indices)
+
+    def ours():
+        return run(Timed(model, timesteps, [HighFrequencyRatio(sigma=0.25)], seed=0), [batches()])
+
+    def theirs():
+        frequencies = torch.fft.fftfreq(args.size // 16, device=device)
+        radius = frequencies[:, None] ** 2 + frequencies[None] ** 2
+        gain = 1 - torch.exp(-radius / (2 * 0.25**2))
+        curve = []
+        for timestep in timesteps:
+            ratios = []
+            for batch in batches():
+                latent = baseline.encode(batch.images)
+                shape = tuple(latent.shape[1:])
+                noise = torch.stack([seeded_noise(shape, 0, index, 0) for index in batch.indices]).to(device)
+                share = timestep / 1000
+                query = baseline((1 - share) * latent + share * noise, timestep)
+                power = torch.fft.fft2(query).abs() ** 2
+                ratios.append((gain**2 * power).sum((1, 2, 3)) / power.sum((1, 2, 3)))
+            curve.append(torch.cat(ratios).mean().item())
+        return curve
+
+    sweep, expected = ours(), theirs()
+    curve = sweep.curve('HFR (sigma 0.25)')
+    difference = max(abs(a - b) for a, b in zip(curve, expected, strict=True))
+    chosen = timesteps[expected.index(max(expected))]
+    if difference > 1e-4 or sweep.choice('HFR (sigma 0.25)') != chosen:
+        raise cli.InputError(f'the scores differ by {difference:.2g}: nothing was timed')
+    scoring[0] = 0.0
+    mine, other = interleave(args.repeats, ours, theirs)
+    share = scoring[0] / (args.repeats + 1) / mine
+    return [
+        Row(
+            f'selection sweep, {len(timesteps)} timesteps x {args.images} images', 'the naive loop', f'{mine:.2f} s',
+            f'{other:.2f} s', other / mine, 2.0,
+            f'same choice ({chosen:g}); VAE runs {sweep.encoder_runs} against {args.images * len(timesteps)}; scoring '
+            f'{100 * share:.1f} % of the time',
+        )
+    ]  # fmt: skip
+
+
+def bench_coarse(args, folder):
+    """Block evaluations, counted: the joint coarse-to-fine search against a head for each combination."""
+    from sklearn.datasets import load_digits
+
+    from mmaselect.apis.inference import select
+
+    grid, epochs, train, test = 101, 20, 1200, 597
+    digits = torch.from_numpy(load_digits().images[:64]).float().div(16)[:, None]
+    images = nn.functional.interpolate(digits, size=(16, 16), mode='bicubic').clamp(0, 1).expand(-1, 3, -1, -1)
+    selection = select(
+        dict(type='SiT', pretrained='mmaselect://dit-nano_digits', latent='pixels', device=args.device),
+        images, block='auto', component='auto', timesteps=dict(start=0, stop=1000, num=grid), num_images=64,
+        search='coarse-to-fine', batch_size=64,
+    )  # fmt: skip
+    sweep = selection.sweep
+    taps = list(sweep.scores[selection.criterion])
+    blocks = max(tap.block for tap in taps) + 1
+    heads = sum((epochs * train + test) * (tap.block + 1) for tap in taps) * grid
+    once = grid * (train + test) * blocks
+    chosen = f'{selection.timestep:g}, block {selection.block} {selection.component}'
+    return [
+        Row(
+            f'coarse-to-fine, {grid} timesteps x {len(taps)} blocks and components',
+            f'a head for each of them, {epochs} epochs on the demo', f'{sweep.block_evaluations} blocks',
+            f'{heads} blocks', heads / sweep.block_evaluations, 100.0,
+            f'chose {chosen}; {len(sweep.timesteps)} timesteps tried on {sweep.num_images} images; with features that '
+            f'are read once per timestep {once / sweep.block_evaluations:.0f}x',
+        )
+    ]  # fmt: skip
+
+
+def fit_exponent(sizes, values):
+    """Slope of log value over log size, by least squares."""
+    x, y = (torch.tensor(numbers, dtype=torch.float64).log() for numbers in (sizes, values))
+    x, y = x - x.mean(), y - y.mean()
+    return float((x * y).sum() / (x * x).sum())
+
+
+def bench_growth(args, folder):
+    """Seconds and memory of a sweep over a decade of images, timesteps and blocks."""
+    from mmaselect.selection.criteria import HighFrequencyRatio
+    from mmaselect.selection.search import Batch, Search, run
+
+    # Pixels in place of a VAE, whose cost grows with the images alone.
+    arch = dict(SHAPE, num_attention_heads=2, caption_projection_dim=128, joint_attention_dim=128)
+    arch.update(in_channels=3, out_channels=3)
+
+    def sweep(images, timesteps, blocks):
+        spec = DiffusionSpec(type='SD3', arch=arch, device=args.device, latent='pixels')
+        model = spec.load((Tap(blocks - 1, 'output'),))
+
+        def batches():
+            for start in range(0, images, 4):
+                size = min(4, images - start)
+                yield Batch(torch.rand(size, 3, 16, 16, device=args.device) * 2 - 1, range(start, start + size))
+
+        grid = torch.linspace(0, 1000, timesteps, dtype=torch.float64).tolist()
+        search = Search(model, grid, [HighFrequencyRatio(sigma=0.25)], seed=0)
+        gc.collect()
+        # Memory that was freed before, but not given back, would hide what is taken now.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path('/proc/self/clear_refs').write_text('5')
+        before, started = read_status('VmRSS'), time.perf_counter()
+        run(search, [batches()])
+        return time.perf_counter() - started, read_status('VmHWM') - before
+
+    base = dict(images=4, timesteps=4, blocks=8)
+    decades = dict(images=(4, 8, 20, 40), timesteps=(4, 8, 20, 40), blocks=(2, 5, 10, 20))
+    sweep(**base)
+    rows = []
+    for name, sizes in decades.items():
+        measured = [
+            [
+                statistics.median(values)
+                for values in zip(*(sweep(**{**base, name: size}) for _ in range(3)), strict=True)
+            ]
+            for size in sizes
+        ]
+        seconds, memory = zip(*measured, strict=True)
+        exponent = fit_exponent(sizes, seconds)
+        rows.append(
+            Row(
+                f'growth of a sweep over {sizes[0]} to {sizes[-1]} {name}',
+                'linear time',
+                f'exponent {exponent:.2f}',
+                'exponent 1',
+                1 / max(exponent, 1e-9),
+                0.9,
+                f'{seconds[0]:.2f} to {seconds[-1]:.2f} s; memory {memory[0] / 1e6:.0f} to {memory[-1] / 1e6:.0f} MB',
+            )
+        )  # fmt: skip
+    return rows
+
+
+ROWS = {
+    'features': bench_features,
+    'load': bench_load,
+    'sweep': bench_sweep,
+    'coarse': bench_coarse,
+    'growth': bench_growth,
+}
+NEED_MODEL = {'features', 'load', 'sweep'}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--rows', nargs='+', choices=list(ROWS), default=list(ROWS))
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--repeats', type=int, default=5, help='timed runs of each side')
+    parser.add_argument('--batch-size', type=int, default=2)
+    parser.add_argument('--size', type=int, default=256, help='side of the images, in pixels')
+    parser.add_argument('--images', type=int, default=4, help='images of the sweep')
+    parser.add_argument('--timesteps', type=int, default=4, help='timesteps of the sweep')
+    parser.add_argument('--json', help='also write the table here')
+    parser.add_argument('--load-child', choices=['ours', 'theirs'], help=argparse.SUPPRESS)
+    parser.add_argument('--folder', type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.load_child:
+        load_child(args.load_child, args.folder, args.size)
+        return
+    for name in ('repeats', 'batch_size', 'images', 'timesteps'):
+        if getattr(args, name) < 1:
+            raise cli.InputError(f'--{name.replace("_", "-")} {getattr(args, name)} is not valid: give at least 1')
+    from rich.table import Table
+
+    from mmaselect.files import write_json
+    from mmaselect.selection.report import render
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        if set(args.rows) & NEED_MODEL:
+            save_model(Path(folder))
+        for name in args.rows:
+            rows += ROWS[name](args, Path(folder))
+            gc.collect()
+    table = Table(title=f'{torch.get_num_threads()} threads' if args.device == 'cpu' else torch.cuda.get_device_name(),
+                  title_justify='left')  # fmt: skip
+    for column in ('work', 'against', 'ours', 'theirs', 'ratio', 'target', ''):
+        table.add_column(column, justify='right' if column in ('ours', 'theirs', 'ratio', 'target') else 'left')
+    for row in rows:
+        met = 'met' if row.met else 'MISSED'
+        table.add_row(
+            row.work, row.against, row.ours, row.theirs, f'{row.ratio:.2f}', f'{row.target:.2f}', f'{met}; {row.note}'
+        )
+    print(render(table, 180))
+    if args.json:
+        write_json(args.json, [asdict(row) | {'met': row.met} for row in rows])
+
+
+if __name__ == '__main__':
+    cli.run(main)
