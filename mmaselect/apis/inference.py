@@ -19,7 +19,15 @@ from mmaselect.errors import InputError, check_timesteps, unknown
 from mmaselect.progress import progress_bar
 from mmaselect.selection.criteria import build_criterion
 from mmaselect.selection.report import Selection
-from mmaselect.selection.search import GROUP, Batch, Search, draw_portions, make_timesteps, run
+from mmaselect.selection.search import (
+    Batch,
+    Search,
+    draw_portions,
+    fit_groups,
+    make_timesteps,
+    number_groups,
+    run,
+)
 
 #: What decides where the user does not say; see docs/selection.md.
 RECOMMENDED = dict(type='NoiseConsistentHFR', sigma=0.25, centred=True)
@@ -203,11 +211,9 @@ def select(
 def _portions(
     source: Images, portions: Sequence[Sequence[int]], batch_size: int, device: torch.device, labels: Tensor | None
 ) -> Iterable[Iterable[Batch]]:
-    group = min(GROUP, batch_size)
-    first = 0
-    for indices in portions:
-        yield source.batches(indices, batch_size // group * group, device, labels, group, first)
-        first += -(-len(indices) // group)
+    group, size = fit_groups(batch_size)
+    for indices, first in number_groups(portions, group):
+        yield source.batches(indices, size, device, labels, group, first)
 
 
 def _to_dict(model: dict[str, Any] | str | Path) -> dict[str, Any]:

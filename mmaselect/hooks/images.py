@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmaselect.backbones import ASelectDiT
 from mmaselect.errors import InputError
-from mmaselect.selection.search import GROUP, Batch
+from mmaselect.selection.search import Batch, fit_groups
 
 
 class RunnerImages:
@@ -48,9 +48,8 @@ class RunnerImages:
         self.transforms = pipeline
         if self.pipeline != 'given':
             self.transforms = _evaluation_pipeline(runner.cfg) if pipeline == 'val' else None
-        self.group = min(GROUP, batch_size)
-        #: In whole groups, so that the number of ranks cannot change which images are centred together.
-        self.batch_size = batch_size // self.group * self.group
+        # In whole groups, so that the number of ranks cannot change which images are centred together.
+        self.group, self.batch_size = fit_groups(batch_size)
 
     def __len__(self) -> int:
         return len(self.dataset)

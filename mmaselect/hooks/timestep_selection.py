@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from mmaselect.hooks.images import RunnerImages, check_normalisation, find_backb
 from mmaselect.progress import progress_bar
 from mmaselect.selection.criteria import Sums, build_criterion
 from mmaselect.selection.report import Selection, read_selection
-from mmaselect.selection.search import STRATEGIES, Batch, Search, draw_portions, make_timesteps, run
+from mmaselect.selection.search import STRATEGIES, Search, draw_portions, make_timesteps, number_groups, run
 from mmaselect.version import __version__
 
 #: Computed beside the deciding criterion, so that every report shows whether plain HFR can be trusted.
@@ -195,14 +195,10 @@ class TimestepSelectionHook(Hook):
                 mine = sum(position // images.group % world_size == rank for position in range(len(portions[0])))
                 bar.total = -(-mine // images.batch_size) * len(timesteps) * search.draws
 
-            def batches() -> Iterator[Iterator[Batch]]:
-                groups = 0
-                for indices in portions:
-                    yield images.batches(indices, groups, rank, world_size)
-                    groups += -(-len(indices) // images.group)
-
+            numbered = number_groups(portions, images.group)
+            batches = (images.batches(indices, first, rank, world_size) for indices, first in numbered)
             stability = self.stability if self.num_images == 'auto' else None
-            sweep = run(search, batches(), self.search, stability)
+            sweep = run(search, batches, self.search, stability)
         return Selection(sweep, self.criterion.label, self.config), images
 
     def _alternatives(self, backbone: ASelectDiT) -> list[tuple[Tap, ...]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -20,6 +21,8 @@ from mmaselect.selection.coarse import coarse_to_fine
 from mmaselect.selection.coverage import greedy, overlap, sketch
 from mmaselect.selection.criteria import Criterion, Sums, add_sums
 from mmaselect.selection.features import Features
+
+logger = logging.getLogger('mmaselect')
 
 STRATEGIES = ('sweep', 'coarse-to-fine')
 #: Images that are centred together, and that the bootstrap draws together.
@@ -175,6 +178,20 @@ def draw_portions(size: int, num_images: int | str | None, seed: int) -> list[li
     return portions or [[]]
 
 
+def fit_groups(batch_size: int) -> tuple[int, int]:
+    """Images of a group, and of a batch of whole groups, for the batch size that a user gave."""
+    group = min(GROUP, batch_size)
+    return group, batch_size // group * group
+
+
+def number_groups(portions: Iterable[Sequence[int]], group: int) -> Iterator[tuple[Sequence[int], int]]:
+    """Each portion with the number of its first group; a portion begins a group of its own."""
+    first = 0
+    for indices in portions:
+        yield indices, first
+        first += -(-len(indices) // group)
+
+
 class Search:
     """Gathers sums of images; images may come in portions and timesteps in turns.
 
@@ -229,6 +246,7 @@ class Search:
         self._shared = torch.zeros(len(self.taps), len(self.timesteps) + 1, len(self.timesteps), dtype=torch.float64)
         self._counts = torch.zeros(3, dtype=torch.float64)  # images, block evaluations, encoder runs
         self._kept: list[tuple[Tensor, Batch]] = []
+        self._most: int | None = None  # images that fit memory at once, where more did not
         self.evaluated: set[int] = set()
         self._images = 0
         self._seconds = 0.0
@@ -256,10 +274,11 @@ class Search:
         Args:
             positions: Positions in ``timesteps`` that were not run before.
         """
+        device = next(self.model.parameters()).device
 
         def run() -> None:
             for latent, batch in self._kept:
-                self._run(latent.to(next(self.model.parameters()).device), batch, positions)
+                self._fit(batch, latent, lambda part, kept: self._run(kept.to(device), part, positions))
 
         self._guard(run)
         self.evaluated |= set(positions)
@@ -283,12 +302,48 @@ class Search:
                 raise InputError(f'criterion {missing[0]!r} needs labels; these images have none')
             if batch.groups is None:
                 batch.groups = [(self._images + position) // GROUP for position in range(len(batch.indices))]
-            latent = self.model.encode(batch.images)
             self._images += len(batch.indices)
-            self._counts += torch.tensor([len(batch.indices), 0, len(batch.indices)])
-            if self.keep:
-                self._kept.append((latent.float().cpu(), replace(batch, images=latent.new_empty(0))))
-            self._run(latent, batch, positions)
+            self._fit(batch, None, lambda part, _: self._encode(part, positions))
+
+    def _encode(self, batch: Batch, positions: Sequence[int]) -> None:
+        latent = self.model.encode(batch.images)
+        self._counts += torch.tensor([len(batch.indices), 0, len(batch.indices)])
+        if self.keep:
+            self._kept.append((latent.float().cpu(), replace(batch, images=latent.new_empty(0))))
+        self._run(latent, batch, positions)
+
+    def _fit(self, batch: Batch, latent: Tensor | None, work: Callable[[Batch, Tensor | None], None]) -> None:
+        """Does a batch's work; where memory does not suffice, that of its halves, for all batches to come."""
+        halves = _halve(batch, latent)
+        if halves is None or self._most is None or len(batch.indices) <= self._most:
+            before = self._snapshot()
+            try:
+                work(batch, latent)
+                return
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Behind the handler, whose traceback keeps the tensors of the failed attempt alive.
+            self._restore(before)
+            if halves is None:
+                raise InputError(
+                    f'{len(batch.indices)} images, the fewest that are scored together, do not fit memory: '
+                    'use smaller images, or a smaller dtype'
+                )
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._most = max(len(half.indices) for half, _ in halves)
+            logger.warning('%d images at once do not fit memory: going on with %d', len(batch.indices), self._most)
+        for half, kept in halves:
+            self._fit(half, kept, work)
+
+    def _snapshot(self) -> tuple:
+        binned = {number: value.clone() for number, value in self._binned.items()}
+        return binned, dict(self._free), self._shared.clone(), self._counts.clone(), len(self._kept)
+
+    def _restore(self, state: tuple) -> None:
+        self._binned, self._free, self._shared, self._counts, kept = state
+        del self._kept[kept:]
 
     def _run(self, latent: Tensor, batch: Batch, positions: Sequence[int]) -> None:
         shape = tuple(latent.shape[1:])
@@ -470,6 +525,31 @@ def sweep(
 ) -> Sweep:
     """Scores every timestep on all images, in one process; arguments as of :class:`Search`."""
     return run(Search(model, timesteps, criteria, seed=seed, on_pass=on_pass), [batches])
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory is used up, on an accelerator or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or 'DefaultCPUAllocator: can' in str(error)
+
+
+def _halve(batch: Batch, latent: Tensor | None) -> list[tuple[Batch, Tensor | None]] | None:
+    """Splits a batch between groups; None if it is a single one."""
+    names = list(dict.fromkeys(batch.groups))
+    if len(names) < 2:
+        return None
+    first = set(names[: len(names) // 2])
+    halves = []
+    for inside in (True, False):
+        places = [place for place, group in enumerate(batch.groups) if (group in first) == inside]
+        part = replace(
+            batch,
+            images=batch.images[places] if len(batch.images) else batch.images,
+            indices=[batch.indices[place] for place in places],
+            labels=None if batch.labels is None else batch.labels[places],
+            groups=[batch.groups[place] for place in places],
+        )
+        halves.append((part, None if latent is None else latent[places]))
+    return halves
 
 
 def check_finite(maps: Sequence[Tensor], tap: Tap, timestep: float) -> None:

@@ -275,3 +275,81 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         selection.save(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+MANY = torch.rand(22, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def all_at_once():
+    yield Batch(MANY[:18], list(range(18)), torch.arange(18) % 3)
+    yield Batch(MANY[18:], list(range(18, 22)), torch.arange(18, 22) % 3)
+
+
+def run_out_of_memory(monkeypatch, model, most, error):
+    """Lets a model fail in the middle of a pass, with more images than ``most``; returns the sizes that it ran."""
+    iterate, sizes = model.iterate, []
+
+    def limited(latent, noise, timestep):
+        sizes.append(len(latent))
+        for number, item in enumerate(iterate(latent, noise, timestep)):
+            if number == 1 and len(latent) > most and timestep > 0:
+                raise error
+            yield item
+
+    monkeypatch.setattr(model, 'iterate', limited)
+    return sizes
+
+
+@pytest.mark.parametrize('strategy', ['sweep', 'coarse-to-fine'])
+@pytest.mark.parametrize(
+    'error',
+    [
+        torch.OutOfMemoryError('CUDA out of memory.'),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+)
+def test_a_batch_that_does_not_fit_memory_is_halved(strategy, error, monkeypatch, caplog):
+    timesteps = make_timesteps(dict(start=0, stop=1000, num=41 if strategy != 'sweep' else 3))
+    criteria = [NoiseConsistentHFR(), FisherScore()]
+
+    def search(model):
+        finder = Search(model, timesteps, criteria, [(tap,) for tap in model.family.taps], keep=strategy != 'sweep')
+        return run(finder, [all_at_once()], strategy)
+
+    whole = search(make_model())
+    model = make_model()
+    sizes = run_out_of_memory(monkeypatch, model, 8, error)
+    with caplog.at_level('WARNING', logger='mmaselect'):
+        halved = search(model)
+    # 18 images are five groups: two and three of them, of which the three are too many again.
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == '18 images at once do not fit memory: going on with 10'
+    assert said[1] == '10 images at once do not fit memory: going on with 6'
+    assert len(said) == 2
+    # What failed is not tried again, and nothing of it was counted.
+    assert max(sizes[sizes.index(6) :]) <= 8
+    assert (halved.num_images, halved.block_evaluations, halved.encoder_runs) == (
+        whole.num_images, whole.block_evaluations, whole.encoder_runs
+    )  # fmt: skip
+    assert halved.timesteps == whole.timesteps
+    for label in whole.scores:
+        for tap in whole.scores[label]:
+            assert halved.scores[label][tap] == pytest.approx(whole.scores[label][tap], rel=1e-4, abs=1e-6)
+    choices = [
+        (choice.timesteps, choice.taps) for result in (whole, halved) for choice in result.choices.values()
+    ]  # fmt: skip
+    assert choices[: len(choices) // 2] == choices[len(choices) // 2 :]
+
+
+def test_one_group_that_does_not_fit_memory(monkeypatch):
+    model = make_model()
+    run_out_of_memory(monkeypatch, model, 3, torch.OutOfMemoryError('CUDA out of memory.'))
+    with pytest.raises(InputError, match='4 images, the fewest that are scored together, do not fit memory'):
+        run(Search(model, TIMESTEPS, [HighFrequencyRatio()]), [all_at_once()])
+
+
+def test_other_errors_of_the_model_are_not_swallowed(monkeypatch):
+    model = make_model()
+    run_out_of_memory(monkeypatch, model, 8, RuntimeError('shapes do not match'))
+    with pytest.raises(RuntimeError, match='shapes do not match'):
+        run(Search(model, TIMESTEPS, [HighFrequencyRatio()]), [all_at_once()])
