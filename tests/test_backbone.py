@@ -57,6 +57,16 @@ def test_one_block_can_feed_several_levels():
     assert all(torch.equal(value, maps[0]) for value in maps)
 
 
+@pytest.mark.parametrize('block', [1, [0, 1, 1, 2]])
+def test_a_head_may_begin_with_a_group_norm(block):
+    """On the CPU its backward crashes on channels-last maps that need no gradient (torch 2.13)."""
+    maps = build(block=block)(images(batch=8))
+    assert all(value.is_contiguous() for value in maps)
+    norm = nn.GroupNorm(1, 16)
+    norm(maps[0]).square().sum().backward()
+    assert torch.isfinite(norm.weight.grad).all()
+
+
 def test_channels_are_known_without_weights(model_folder):
     with torch.device('meta'):
         backbone = MODELS.build(

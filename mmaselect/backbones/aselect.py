@@ -271,7 +271,10 @@ class ASelectDiT(BaseModule):
             latent = model.encode(unit)
             noise = self._make_noise(latent, unit)
             passes = [model(latent, noise, timestep) for timestep in self.timesteps]
-        return tuple(align(maps[tap].float(), images.shape[-2:], self.stride) for maps in passes for tap in self.taps)
+        read = [align(maps[tap].float(), images.shape[-2:], self.stride) for maps in passes for tap in self.taps]
+        # Tokens make channels-last maps. A head that begins with a group norm would crash on them: its backward on the
+        # CPU (torch 2.13) does not expect a channels-last input that needs no gradient.
+        return tuple(value.contiguous() if value.device.type == 'cpu' else value for value in read)
 
     def _amp_applies(self, images: Tensor) -> bool:
         return self.spec.dtype == torch.float32 and torch.is_autocast_enabled(images.device.type)
