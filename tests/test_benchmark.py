@@ -7,7 +7,7 @@ import importlib.util
 import json
 
 import pytest
-from conftest import ROOT, error_line, run_tool
+from conftest import ROOT, error_line
 
 from mmaselect.diffusion.family import Tap
 from mmaselect.diffusion.model import DiffusionSpec
@@ -88,8 +88,8 @@ def test_the_median_leaves_out_the_first_run(benchmark):
     assert ''.join(calls) == 'abababab'
 
 
-def test_the_tool_counts_block_evaluations(tmp_path):
-    done = run_tool('benchmark.py', '--rows', 'coarse', '--json', tmp_path / 'table.json')
+def test_the_tool_counts_block_evaluations(call_tool, tmp_path):
+    done = call_tool('benchmark.py', '--rows', 'coarse', '--json', tmp_path / 'table.json')
     assert done.returncode == 0, done.stderr
     assert 'coarse-to-fine, 101 timesteps' in done.stdout
     (row,) = json.loads((tmp_path / 'table.json').read_text())

@@ -114,12 +114,9 @@ def test_the_embedded_model_has_learned():
     assert loss < 0.25 * (1 + data.var().item())
 
 
-def test_the_tool_trains_exports_and_resumes(tmp_path):
-    done = run_tool('dataset_converters/prepare_digits.py', tmp_path / 'digits')
-    assert done.returncode == 0, done.stderr
-
+def test_the_tool_trains_exports_and_resumes(digits, tmp_path):
     def pretrain(iterations, *more):
-        options = [f'train_dataloader.dataset.data_root={tmp_path / "digits"}', f'train_cfg.max_iters={iterations}',
+        options = [f'train_dataloader.dataset.data_root={digits}', f'train_cfg.max_iters={iterations}',
                    'model.transformer.num_layers=2', 'default_hooks.checkpoint.interval=20',
                    'default_hooks.logger.interval=1']  # fmt: skip
         return run_tool(
