@@ -220,3 +220,7 @@ def test_the_browser(call_tool, tmp_path):
     assert "StanfordDogs: data_root='data/stanford_dogs' is not a folder" in error_line(done)
     assert '--show-number 0 is not valid' in error_line(call_tool('misc/browse_dataset.py', config, '-o', 'x', '-n', 0))
     assert '--not-show without --output-dir' in error_line(call_tool('misc/browse_dataset.py', config, '--not-show'))
+
+
+def test_a_remote_store_is_not_asked_for_folders():
+    check_layout('CUB', 'http://example.invalid/CUB_200_2011')

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
-from mmengine.fileio import get_file_backend
+from mmengine.fileio import LocalBackend, get_file_backend
 
 from mmaselect.errors import InputError
 
@@ -99,31 +100,27 @@ def check_layout(name: str, data_root: str, split: str | None = None) -> None:
 
     Args:
         name: Type of the data set, a key of :data:`LAYOUTS`.
-        data_root: Its folder, local or of any backend that mmengine knows.
+        data_root: Its folder; one in a remote store is not checked.
         split: The split in use, where files are named after it.
 
     Raises:
         InputError: If the folder, or one of its parts, is not there; one line with what was expected where.
     """
-    backend = get_file_backend(data_root, enable_singleton=True)
+    # What lies in a remote store is asked for by the data set itself: not every store can list folders.
+    if not isinstance(get_file_backend(data_root, enable_singleton=True), LocalBackend):
+        return
+    root = Path(data_root).expanduser()
 
     def missing(tree: tuple[str, ...]) -> list[str]:
-        # Remote stores have no folders of their own to ask for.
-        parts = [part for part in tree if not part.endswith('/') or hasattr(backend, 'isdir')]
-        return [
-            part
-            for part in parts
-            if not (backend.isdir if part.endswith('/') else backend.isfile)(
-                backend.join_path(data_root, part.rstrip('/'))
-            )
-        ]
+        found = {True: Path.is_dir, False: Path.is_file}
+        return [part for part in tree if not found[part.endswith('/')](root / part)]
 
     trees = [tuple(part.format(split=split) for part in tree) for tree in LAYOUTS[name].trees]
     lacks = [missing(tree) for tree in trees]
     if not all(lacks):
         return
     expected = ' or '.join(', '.join(tree) for tree in trees)
-    if not backend.isdir(data_root):
+    if not root.is_dir():
         raise InputError(f'{name}: data_root={data_root!r} is not a folder; expected there: {expected} (see {GUIDE})')
     nearest = min(lacks, key=len)
     raise InputError(f'{name}: data_root={data_root!r} lacks {", ".join(nearest)}; expected: {expected} (see {GUIDE})')
