@@ -94,6 +94,20 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
+    """Reads a config, and merges ``--cfg-options`` where they are given.
+
+    Raises:
+        InputError: If there is no such config.
+    """
+    if not Path(path).is_file():
+        raise InputError(f'config={path!r} is not a file')
+    cfg = Config.fromfile(path)
+    if options is not None:
+        cfg.merge_from_dict(options)
+    return cfg
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Reads the config and merges what :func:`base_parser` parsed; ``--cfg-options`` are merged by the caller, last.
 
@@ -107,9 +121,7 @@ def load_config(args: argparse.Namespace) -> Config:
         InputError: If there is no such config.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if not Path(args.config).is_file():
-        raise InputError(f'config={args.config!r} is not a file')
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.launcher = args.launcher
     # The usual order: command line, then the config, then the config's name.
     if args.work_dir is not None:

@@ -19,6 +19,14 @@ def write_image(path, seed, size=(80, 100)):
     assert cv2.imwrite(str(path), cv2.blur(noise, (2 + seed % 3, 2 + seed % 3)))
 
 
+def write_labels(path, horizon, above, below, size):
+    """A label map of two classes, one above the other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels = np.full(size, below, np.uint8)
+    labels[:horizon] = above
+    assert cv2.imwrite(str(path), labels)
+
+
 def write_lists(root, **lists):
     for name, lines in lists.items():
         (root / f'{name}.txt').write_text(''.join(f'{line}\n' for line in lines), encoding='utf-8')
@@ -114,22 +122,14 @@ def make_ade20k(root):
     for split, seed in (('training', 0), ('validation', 100)):
         for index in range(COUNT):
             write_image(root / f'images/{split}/ADE_{index:08d}.jpg', seed + index, (96, 120))
-            label = np.zeros((96, 120), np.uint8)
-            label[: 30 + 5 * index] = index + 1
-            path = root / f'annotations/{split}/ADE_{index:08d}.png'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            assert cv2.imwrite(str(path), label)
+            write_labels(root / f'annotations/{split}/ADE_{index:08d}.png', 30 + 5 * index, index + 1, 0, (96, 120))
 
 
 def make_camvid(root):
     for split, seed in (('train', 0), ('val', 100)):
         for index in range(COUNT):
             write_image(root / f'img_dir/{split}/{index}.png', seed + index, (96, 128))
-            label = np.full((96, 128), 3, np.uint8)
-            label[: 30 + 5 * index] = 0
-            path = root / f'ann_dir/{split}/{index}.png'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            assert cv2.imwrite(str(path), label)
+            write_labels(root / f'ann_dir/{split}/{index}.png', 30 + 5 * index, 0, 3, (96, 128))
 
 
 def make_folders(root):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
 from mmaselect import cli
+from mmaselect.diffusion.conditioning import zero_prompt
 from mmaselect.diffusion.family import Tap
 from mmaselect.diffusion.model import DiffusionSpec
 
@@ -101,7 +102,7 @@ def save_model(folder):
     """Writes the model as a diffusers folder: transformer with random weights, VAE with the real one's architecture."""
     from diffusers import AutoencoderKL, SD3Transformer2DModel
 
-    from mmaselect.diffusion.conditioning import default_prompt_file, save_prompt, zero_prompt
+    from mmaselect.diffusion.conditioning import default_prompt_file, save_prompt
     from mmaselect.diffusion.family import initialise
     from mmaselect.diffusion.latent import VAE_CONFIGS
     from mmaselect.diffusion.loading import Source
@@ -128,8 +129,7 @@ class Baseline(nn.Module):
         self.read = {}
         layer = self.transformer.transformer_blocks[BLOCK].attn.to_q
         layer.register_forward_hook(lambda module, inputs, output: self.read.update(query=output))
-        self.prompt = torch.zeros(1, 333, SHAPE['joint_attention_dim'], device=device)
-        self.pooled = torch.zeros(1, SHAPE['pooled_projection_dim'], device=device)
+        self.prompt, self.pooled = (value.to(device) for value in zero_prompt(SHAPE).values())
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -190,17 +190,14 @@ class ASelectDiT(BaseModule):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Takes the timestep over from a checkpoint, after a check that it belongs to these frozen weights."""
-        frozen_id, timestep, stored = (state_dict.get(prefix + key) for key in (FROZEN_ID, TIMESTEP, TAPS))
-        taps = None if stored is None else tuple(Tap(block, COMPONENTS[part]) for block, part in stored.tolist())
-        if timestep is not None and not timestep.isnan().any():
-            self._take_over(tuple(timestep.flatten().tolist()), taps)
-        if frozen_id is not None and self._frozen.model is not None:
-            stored = bytes(frozen_id.cpu().tolist())
-            if stored != self.identity:
-                raise InputError(
-                    f'the checkpoint was trained on frozen weights {stored.hex()[:12]}, but {self.identity.hex()[:12]} '
-                    'are in memory: diffusion, block, component and prompt must be those of its training'
-                )
+        timesteps, taps, identity = read_choice(state_dict, prefix)
+        if timesteps is not None:
+            self._take_over(timesteps, taps)
+        if identity is not None and self._frozen.model is not None and identity != self.identity:
+            raise InputError(
+                f'the checkpoint was trained on frozen weights {identity.hex()[:12]}, but {self.identity.hex()[:12]} '
+                'are in memory: diffusion, block, component and prompt must be those of its training'
+            )
         own = (prefix + FROZEN_ID, prefix + TIMESTEP, prefix + TAPS)
         others = {key: value for key, value in state_dict.items() if key not in own}
         super()._load_from_state_dict(others, prefix, *args)
@@ -311,6 +308,27 @@ class ASelectDiT(BaseModule):
                 level=logging.INFO,
             )
         super().init_weights()
+
+
+def read_choice(
+    state_dict: dict[str, Tensor], prefix: str
+) -> tuple[tuple[float, ...] | None, tuple[Tap, ...] | None, bytes | None]:
+    """Reads what a checkpoint says of its backbone.
+
+    Args:
+        state_dict: Of the checkpoint.
+        prefix: Of the backbone's entries, with the dot.
+
+    Returns:
+        Timesteps, taps and identity of the frozen weights; None for what it does not say.
+    """
+    frozen_id, timestep, stored = (state_dict.get(prefix + key) for key in (FROZEN_ID, TIMESTEP, TAPS))
+    known = timestep is not None and not timestep.isnan().any()
+    return (
+        tuple(timestep.flatten().tolist()) if known else None,
+        None if stored is None else tuple(Tap(block, COMPONENTS[part]) for block, part in stored.tolist()),
+        None if frozen_id is None else bytes(frozen_id.cpu().tolist()),
+    )
 
 
 def _save_choice(backbone: ASelectDiT, state_dict: dict[str, Tensor], prefix: str, metadata: dict) -> None:

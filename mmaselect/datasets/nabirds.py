@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmengine.fileio import get_file_backend, list_from_file
-from mmengine.logging import MMLogger
-from mmpretrain.datasets import BaseDataset
+from mmengine.fileio import list_from_file
 
-from mmaselect.datasets.layouts import LAYOUTS, check_count, check_layout
-from mmaselect.errors import InputError, unknown
+from mmaselect.datasets.layouts import LAYOUTS
+from mmaselect.datasets.published import PublishedDataset
+from mmaselect.errors import InputError
 
 
-class NABirds(BaseDataset):
+class NABirds(PublishedDataset):
     """The `NABirds <https://dl.allaboutbirds.org/nabirds>`_ data set (Van Horn et al., CVPR 2015).
 
     After decompression: ::
@@ -54,11 +53,10 @@ class NABirds(BaseDataset):
     METAINFO = {'dataset_name': 'NABirds', 'num_classes': LAYOUTS['NABirds'].num_classes}
 
     def __init__(self, data_root: str, split: str = 'train', **kwargs: Any) -> None:
-        if split not in ('train', 'test'):
-            raise unknown('split', split, ('train', 'test'))
-        self.split = split
-        self.backend = get_file_backend(data_root, enable_singleton=True)
-        check_layout('NABirds', data_root)
+        super().__init__(data_root, split, ann_file='images.txt', data_prefix='images', **kwargs)
+
+    def read_metainfo(self, data_root: str) -> dict[str, Any]:
+        """Reads the names of the leaves, and numbers them."""
         names = self._read_pairs(data_root, 'classes.txt')
         parents = set(self._read_pairs(data_root, 'hierarchy.txt').values())
         leaves = sorted((number for number in names if number not in parents), key=int)
@@ -69,9 +67,7 @@ class NABirds(BaseDataset):
                 f'expected {expected}'
             )
         self.labels = {number: label for label, number in enumerate(leaves)}
-        metainfo = {'classes': tuple(names[number] for number in leaves), **(kwargs.pop('metainfo', None) or {})}
-        kwargs.setdefault('test_mode', split == 'test')
-        super().__init__(ann_file='images.txt', data_root=data_root, data_prefix='images', metainfo=metainfo, **kwargs)
+        return {'classes': tuple(names[number] for number in leaves)}
 
     def _read_pairs(self, root: str, name: str) -> dict[str, str]:
         """Reads a list whose lines are a key, a space, and the rest."""
@@ -84,12 +80,8 @@ class NABirds(BaseDataset):
             pairs[key] = value.strip()
         return pairs
 
-    def load_data_list(self) -> list[dict[str, Any]]:
-        """Reads the images of the split and their labels.
-
-        Returns:
-            ``img_path`` and ``gt_label`` of each image.
-        """
+    def read_split(self) -> list[dict[str, Any]]:
+        """Reads ``img_path`` and ``gt_label`` of the images of the split."""
         root = self.data_root
         images, classes, training = (
             self._read_pairs(root, f'{name}.txt') for name in ('images', 'image_class_labels', 'train_test_split')
@@ -111,11 +103,4 @@ class NABirds(BaseDataset):
             if (training[key] == '1') == (self.split == 'train'):
                 image = self.backend.join_path(self.img_prefix, path)
                 data.append({'img_path': image, 'gt_label': self.labels[classes[key]]})
-        warning = check_count('NABirds', root, self.split, len(data))
-        if warning:
-            MMLogger.get_current_instance().warning(warning)
         return data
-
-    def extra_repr(self) -> list[str]:
-        """The extra lines of ``print(dataset)``."""
-        return [f'Root of dataset: \t{self.data_root}']

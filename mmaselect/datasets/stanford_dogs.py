@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import mat4py
-from mmengine.fileio import get_file_backend
-from mmengine.logging import MMLogger
-from mmpretrain.datasets import BaseDataset
 
-from mmaselect.datasets.layouts import LAYOUTS, check_count, check_layout
-from mmaselect.errors import InputError, unknown
+from mmaselect.datasets.layouts import LAYOUTS
+from mmaselect.datasets.published import PublishedDataset
+from mmaselect.errors import InputError
 
 #: Folders of the classes, in the order of their labels: WordNet's id and ImageNet's name.
 FOLDERS = (
@@ -137,7 +135,7 @@ FOLDERS = (
 )
 
 
-class StanfordDogs(BaseDataset):
+class StanfordDogs(PublishedDataset):
     """The `Stanford Dogs <http://vision.stanford.edu/aditya86/ImageNetDogs/>`_ data set (Khosla et al., FGVC 2011).
 
     After decompression of ``images.tar`` and ``lists.tar``: ::
@@ -177,20 +175,10 @@ class StanfordDogs(BaseDataset):
     }
 
     def __init__(self, data_root: str, split: str = 'train', **kwargs: Any) -> None:
-        if split not in ('train', 'test'):
-            raise unknown('split', split, ('train', 'test'))
-        self.split = split
-        self.backend = get_file_backend(data_root, enable_singleton=True)
-        check_layout('StanfordDogs', data_root, split)
-        kwargs.setdefault('test_mode', split == 'test')
-        super().__init__(ann_file=f'{split}_list.mat', data_root=data_root, data_prefix='Images', **kwargs)
+        super().__init__(data_root, split, ann_file=f'{split}_list.mat', data_prefix='Images', **kwargs)
 
-    def load_data_list(self) -> list[dict[str, Any]]:
-        """Reads the images of the split and their labels.
-
-        Returns:
-            ``img_path`` and ``gt_label`` of each image.
-        """
+    def read_split(self) -> list[dict[str, Any]]:
+        """Reads ``img_path`` and ``gt_label`` of the images of the split."""
         try:
             with self.backend.get_local_path(self.ann_file) as file:
                 content = mat4py.loadmat(str(file))
@@ -211,14 +199,7 @@ class StanfordDogs(BaseDataset):
                     f'StanfordDogs: {self.ann_file} gives {path!r} the label {label!r}; expected {expected}'
                 )
             data.append({'img_path': self.backend.join_path(self.img_prefix, path), 'gt_label': int(label) - 1})
-        warning = check_count('StanfordDogs', self.data_root, self.split, len(data))
-        if warning:
-            MMLogger.get_current_instance().warning(warning)
         return data
-
-    def extra_repr(self) -> list[str]:
-        """The extra lines of ``print(dataset)``."""
-        return [f'Root of dataset: \t{self.data_root}']
 
 
 def _flatten(value: Any) -> list[Any]:

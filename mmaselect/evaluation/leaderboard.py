@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Entry:
         task: What was measured; None for a run that is incomplete.
         mean: Mean of the metric over seeds; None for a run that is incomplete.
         deviation: Standard deviation over seeds (n - 1); None for a single one.
-        seeds: The seeds, or how many, as text.
+        seeds: The seeds, as text.
         timestep: Selected.
         taps: Block and component.
         criterion: What selected.
@@ -71,9 +71,9 @@ class Entry:
             return 'incomplete'
         return f'{self.mean:.2f}' if self.deviation is None else f'{self.mean:.2f} ± {self.deviation:.2f}'
 
-    def cells(self) -> list[str]:
-        """The texts of :data:`COLUMNS`."""
-        return [str(getattr(self, field)) for field in COLUMNS.values()]
+    def cells(self, columns: Iterable[str] = COLUMNS) -> list[str]:
+        """The texts of some of :data:`COLUMNS`."""
+        return [getattr(self, COLUMNS[column]) for column in columns]
 
 
 @dataclass
@@ -293,7 +293,7 @@ def to_text(tables: Sequence[Table]) -> str:
         for column in used:
             grid.add_column(column, justify='right' if column == 'result' else 'left', overflow='fold')
         for entry in table.entries:
-            grid.add_row(*(cell for column, cell in zip(COLUMNS, entry.cells(), strict=True) if column in used))
+            grid.add_row(*entry.cells(used))
         width = max(120, shutil.get_terminal_size((160, 24)).columns)
         parts.append('\n'.join([render(grid, width), *_remarks(table)]))
     return '\n\n'.join(parts)
@@ -306,8 +306,7 @@ def to_markdown(tables: Sequence[Table]) -> str:
         used = _used(table)
         lines = [f'**{table.title}**', '', f'| {" | ".join(used)} |', f'|{"---|" * len(used)}']
         for entry in table.entries:
-            cells = [cell for column, cell in zip(COLUMNS, entry.cells(), strict=True) if column in used]
-            lines.append('| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |')
+            lines.append('| ' + ' | '.join(cell.replace('|', '\\|') for cell in entry.cells(used)) + ' |')
         parts.append('\n'.join([*lines, '', *(f'{remark}  ' for remark in _remarks(table))]).rstrip())
     return '\n\n'.join(parts) + '\n'
 

@@ -10,18 +10,17 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mmaselect.backbones.aselect import FROZEN_ID, TAPS, TIMESTEP
+from mmaselect.backbones.aselect import FROZEN_ID, TAPS, TIMESTEP, read_choice
 from mmaselect.datasets import LAYOUTS
-from mmaselect.diffusion.family import COMPONENTS
+from mmaselect.diffusion.family import Tap
 from mmaselect.errors import InputError
-from mmaselect.selection.report import read_selection
+from mmaselect.selection.report import name_taps, read_selection
 
 #: A timestamp folder of mmengine.
 TIMESTAMP = re.compile(r'\d{8}_\d{6}')
@@ -127,7 +126,7 @@ def find_runs(folders: list[str | Path]) -> list[Path]:
             raise InputError(f'work_dir={str(folder)!r} is not a folder')
         logs = sorted(log for log in folder.rglob('vis_data') if TIMESTAMP.fullmatch(log.parent.name))
         # A folder of tests alone, such as tools/test.py writes, has no scalars of a training.
-        runs = {log.parents[1] for log in logs if (log / 'config.py').is_file() and _trained(log)}
+        runs = {log.parents[1] for log in logs if (log / 'config.py').is_file() and _trained(_scalars(log))}
         if not runs:
             raise InputError(
                 f'work_dir={str(folder)!r} holds no run of tools/train.py: expected a */vis_data/ with config.py and '
@@ -150,30 +149,31 @@ def read_run(folder: Path) -> Run:
         Incomplete: If training has not come to its end, its last validation is missing, or checkpoint, log and
             selection do not fit each other.
     """
-    logs = sorted(log for log in folder.glob('*/vis_data') if TIMESTAMP.fullmatch(log.parent.name) and _trained(log))
-    config = read_config(logs[-1] / 'config.py')
-    lines = [line for log in logs for line in _scalars(log)]
-    metric, value, seconds, end = _result(config, lines)
-    checkpoint = _checkpoint(folder, logs[-1].parent.name, *end)
+    found = {log: _scalars(log) for log in folder.glob('*/vis_data') if TIMESTAMP.fullmatch(log.parent.name)}
+    logs = {log: lines for log, lines in sorted(found.items()) if _trained(lines)}
+    last = max(logs)
+    config = read_config(last / 'config.py')
+    metric, value, seconds, end = _result(config, [line for lines in logs.values() for line in lines])
+    checkpoint = _checkpoint(folder, last.parent.name, *end)
     state, meta = checkpoint['state_dict'], checkpoint['meta']
     missing = [name for name in (FROZEN_ID, TIMESTEP, TAPS) if f'backbone.{name}' not in state]
     if missing:
         raise Incomplete(
             f'its checkpoint lacks backbone.{missing[0]}: not of an ASelectDiT backbone, or of an earlier revision'
         )
-    frozen_id, timestep, stored = (state[f'backbone.{name}'].tolist() for name in (FROZEN_ID, TIMESTEP, TAPS))
-    identity = bytes(frozen_id).hex()
-    timesteps = tuple(timestep) if isinstance(timestep, list) else (timestep,)
-    taps = [(block, COMPONENTS[part]) for block, part in stored]
+    timesteps, taps, frozen = read_choice(state, 'backbone.')
+    if timesteps is None:
+        raise Incomplete('its checkpoint has no timestep: nothing had chosen one')
+    identity = frozen.hex()
     selection = _selection(folder, config, identity, timesteps, taps)
     return Run(
         folder=folder,
-        name=meta['experiment_name'].removesuffix(f'_{logs[-1].parent.name}'),
+        name=meta['experiment_name'].removesuffix(f'_{last.parent.name}'),
         task=_task(config, metric, selection),
         value=value,
         seed=config.get('randomness', {}).get('seed'),
         timesteps=timesteps,
-        taps=', '.join(dict.fromkeys(f'{block} {component}' for block, component in taps)),
+        taps=', '.join(dict.fromkeys(f'{tap.block} {tap.component}' for tap in taps)),
         identity=identity,
         criterion=selection.get('criterion_label'),
         block_evaluations=selection.get('block_evaluations'),
@@ -225,20 +225,21 @@ def _literal(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
-def _scalars(log: Path) -> Iterator[dict[str, Any]]:
+def _scalars(log: Path) -> list[dict[str, Any]]:
     """The lines of a log; a last line that was cut off by a kill is passed over."""
-    file = log / 'scalars.json'
+    file, lines = log / 'scalars.json', []
     for line in file.read_text(encoding='utf-8').splitlines() if file.is_file() else ():
         try:
             content = json.loads(line)
         except ValueError:
             continue
         if isinstance(content, dict):
-            yield content
+            lines.append(content)
+    return lines
 
 
-def _trained(log: Path) -> bool:
-    return any('loss' in line for line in _scalars(log))
+def _trained(lines: list[dict[str, Any]]) -> bool:
+    return any('loss' in line for line in lines)
 
 
 def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> tuple[str, float, float, tuple[str, int]]:
@@ -290,7 +291,7 @@ def _checkpoint(folder: Path, stamp: str, unit: str, end: int) -> dict[str, Any]
 
 
 def _selection(
-    folder: Path, config: dict[str, Any], identity: str, timesteps: tuple[float, ...], taps: list[tuple[int, str]]
+    folder: Path, config: dict[str, Any], identity: str, timesteps: tuple[float, ...], taps: tuple[Tap, ...]
 ) -> dict[str, Any]:
     """``selection.json``, if it is the one that the checkpoint was trained with; empty where none was needed."""
     backbone = config.get('model', {}).get('backbone', {})
@@ -304,7 +305,7 @@ def _selection(
         raise Incomplete('its timestep was selected, but there is no selection.json')
     try:
         request, decision = selection['request'], selection['decisions'][selection['criterion_label']]
-        found = {'taps': ([f'block {block} {component}' for block, component in taps], decision['taps'])}
+        found = {'taps': ([name_taps([tap]) for tap in taps], decision['taps'])}
         if backbone.get('timestep', 'auto') == 'auto':
             found['timestep'] = (list(timesteps), [float(value) for value in decision['timesteps']])
         # A model that was pruned after the selection has another identity than the one that it was selected on.

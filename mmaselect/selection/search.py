@@ -314,28 +314,36 @@ class Search:
 
     def _fit(self, batch: Batch, latent: Tensor | None, work: Callable[[Batch, Tensor | None], None]) -> None:
         """Does a batch's work; where memory does not suffice, that of its halves, for all batches to come."""
-        halves = _halve(batch, latent)
-        if halves is None or self._most is None or len(batch.indices) <= self._most:
-            before = self._snapshot()
-            try:
-                work(batch, latent)
-                return
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-            # Behind the handler, whose traceback keeps the tensors of the failed attempt alive.
-            self._restore(before)
-            if halves is None:
-                raise InputError(
-                    f'{len(batch.indices)} images, the fewest that are scored together, do not fit memory: '
-                    'use smaller images, or a smaller dtype'
-                )
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        groups = list(dict.fromkeys(batch.groups))
+        tried = len(groups) == 1 or self._most is None or len(batch.indices) <= self._most
+        if tried and self._attempt(batch, latent, work):
+            return
+        if len(groups) == 1:
+            raise InputError(
+                f'{len(batch.indices)} images, the fewest that are scored together, do not fit memory: '
+                'use smaller images, or a smaller dtype'
+            )
+        halves = _halve(batch, latent, groups)
+        if tried:
             self._most = max(len(half.indices) for half, _ in halves)
             logger.warning('%d images at once do not fit memory: going on with %d', len(batch.indices), self._most)
         for half, kept in halves:
             self._fit(half, kept, work)
+
+    def _attempt(self, batch: Batch, latent: Tensor | None, work: Callable[[Batch, Tensor | None], None]) -> bool:
+        """Does a batch's work, or nothing of it if memory does not suffice; says whether it was done."""
+        before = self._snapshot()
+        try:
+            work(batch, latent)
+            return True
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Behind the handler, whose traceback keeps the tensors of the failed attempt alive.
+        self._restore(before)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return False
 
     def _snapshot(self) -> tuple:
         binned = {number: value.clone() for number, value in self._binned.items()}
@@ -532,12 +540,9 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or 'DefaultCPUAllocator: can' in str(error)
 
 
-def _halve(batch: Batch, latent: Tensor | None) -> list[tuple[Batch, Tensor | None]] | None:
-    """Splits a batch between groups; None if it is a single one."""
-    names = list(dict.fromkeys(batch.groups))
-    if len(names) < 2:
-        return None
-    first = set(names[: len(names) // 2])
+def _halve(batch: Batch, latent: Tensor | None, groups: Sequence[int]) -> list[tuple[Batch, Tensor | None]]:
+    """Splits a batch, and its latents where there are any, in the middle of its groups."""
+    first = set(groups[: len(groups) // 2])
     halves = []
     for inside in (True, False):
         places = [place for place, group in enumerate(batch.groups) if (group in first) == inside]

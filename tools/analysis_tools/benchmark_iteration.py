@@ -9,7 +9,6 @@ import statistics
 import time
 
 import torch
-from mmengine.config import Config, DictAction
 
 import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
 from mmaselect import cli
@@ -22,7 +21,7 @@ def parse_args():
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument('--size', type=int, default=512, help='side of the images, in pixels')
     parser.add_argument('--iterations', type=int, default=3, help='timed iterations, after one that is not')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    cli.add_cfg_options(parser)
     return parser.parse_args()
 
 
@@ -52,9 +51,7 @@ def main():
     from mmengine.registry import MODELS, init_default_scope
 
     torch.manual_seed(0)
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = cli.read_config(args.config, args.cfg_options)
     cfg.model.backbone.timestep = 250
     if args.arch:
         for key in ('pretrained', 'vae'):

@@ -24,14 +24,11 @@ def parse_args():
 
 def main():
     args = parse_args()
-    args.work_dir, args.launcher, args.local_rank = None, 'none', 0
     if args.show_number is not None and args.show_number < 1:
         raise cli.InputError(f'--show-number {args.show_number} is not valid: give a whole number of at least 1')
     if args.output_dir is None and args.not_show:
         raise cli.InputError('--not-show without --output-dir leaves nothing to do: give a folder')
-    cfg = cli.load_config(args)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = cli.read_config(args.config, args.cfg_options)
     import numpy as np
     from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 
