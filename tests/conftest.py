@@ -15,7 +15,9 @@ import torch
 
 import mmaselect  # noqa: F401  (applies compat before anything imports torchvision)
 
-torch.set_num_threads(2)
+#: Two cores: one for each of two workers, or both for a run without workers.
+THREADS = 1 if 'PYTEST_XDIST_WORKER' in os.environ else 2
+torch.set_num_threads(THREADS)
 
 #: Real architectures, scaled down: every switch of the real model that changes the code path is kept.
 TINY = {
@@ -109,7 +111,7 @@ SHARED_DATA = ROOT.parent / 'shared' / 'data'
 def run_tool(tool, *args, cwd=None, timeout=300, env=None):
     """Runs ``python tools/TOOL ARGS`` as a user would, in a process of its own."""
     path = Path(tool) if Path(tool).is_absolute() else ROOT / 'tools' / tool
-    environment = {**os.environ, 'OMP_NUM_THREADS': '2', 'HF_HUB_OFFLINE': '1', **(env or {})}
+    environment = {**os.environ, 'OMP_NUM_THREADS': str(THREADS), 'HF_HUB_OFFLINE': '1', **(env or {})}
     return subprocess.run(
         [sys.executable, str(path), *map(str, args)],
         cwd=cwd,
