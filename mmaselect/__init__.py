@@ -17,6 +17,7 @@ MODULE2PACKAGE.setdefault('mmaselect', 'mmaselect')
 from mmaselect import datasets  # noqa: E402, F401
 from mmaselect.apis import extract, load, select  # noqa: E402
 from mmaselect.backbones import ASelectDiT  # noqa: E402
+from mmaselect.cache import FeatureCacheHook  # noqa: E402
 from mmaselect.hooks import TimestepSelectionHook  # noqa: E402
 from mmaselect.necks import AttentionPooling, SoftmaxFusion  # noqa: E402
 from mmaselect.version import __version__  # noqa: E402
@@ -24,6 +25,7 @@ from mmaselect.version import __version__  # noqa: E402
 __all__ = [
     'ASelectDiT',
     'AttentionPooling',
+    'FeatureCacheHook',
     'SoftmaxFusion',
     'TimestepSelectionHook',
     '__version__',

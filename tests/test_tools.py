@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import DEMO as CONFIG
 from conftest import ROOT, error_line, options, run_tool
+from safetensors import safe_open
 
 EPOCHS = re.compile(r'Epoch\(train\)\s+\[\s*(\d+)\]')
 
@@ -177,9 +178,16 @@ def launch(script, *arguments):
 
 
 def test_two_processes_choose_as_one(digits, tmp_path, trained):
+    """And each computes its half of the cached features."""
+    config = tmp_path / 'cached.py'
+    config.write_text(
+        f"_base_ = ['{CONFIG}']\n"
+        f"model = dict(backbone=dict(cache=dict(dir='{tmp_path}/cache', dtype='float32')))\n"
+        "custom_hooks = [*_base_.custom_hooks, dict(type='FeatureCacheHook')]\n"
+    )
     # The config says nccl, as most do; the learning rate is for 64 images a step, here there are 2 x 8.
     settings = options(digits, **{'train_cfg.max_epochs': 1})
-    done = launch('dist_train.sh', CONFIG, 2, '--work-dir', tmp_path, '--auto-scale-lr', *settings)
+    done = launch('dist_train.sh', config, 2, '--work-dir', tmp_path, '--auto-scale-lr', *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'LR is set based on batch size of 64 and the current batch size is 16' in done.stdout
     alone = json.loads((trained[0] / 'selection.json').read_text())
@@ -192,6 +200,18 @@ def test_two_processes_choose_as_one(digits, tmp_path, trained):
     tested = launch('dist_test.sh', CONFIG, tmp_path / 'epoch_1.pth', 2, '--work-dir', tmp_path / 'test', *settings)
     assert tested.returncode == 0, tested.stderr[-3000:]
     assert accuracies(tested.stdout)[-1] == accuracies(done.stdout)[-1]
+    shards = list((tmp_path / 'cache').glob('*/*.safetensors'))
+    counts = []
+    for shard in shards:
+        with safe_open(str(shard), 'pt') as file:
+            counts.append(len(file.get_tensor('maps')))
+    assert counts == [75, 75]
+    # One process finds all that two have computed.
+    single = run_tool('cache_features.py', config, '--work-dir', tmp_path, *settings)
+    assert single.returncode == 0, single.stderr[-3000:]
+    assert 'timestep 0 was selected before' in single.stdout
+    assert '150 of 150 views are there' in single.stdout
+    assert sorted((tmp_path / 'cache').glob('*/*.safetensors')) == sorted(shards)
 
 
 def test_block_and_component_are_selected_with_the_timestep(digits, tmp_path):

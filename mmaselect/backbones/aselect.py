@@ -63,6 +63,9 @@ class ASelectDiT(BaseModule):
         noise_seed: Seed of the noise in evaluation, and of the fixed one.
         mean: Per channel, what the ``data_preprocessor`` subtracted from images in [0, 255], in RGB order.
         std: Per channel, what it divided by.
+        cache: Keep the features of the training images instead of computing them in every epoch:
+            ``dict(dir=..., dtype='bfloat16', views=1)``, see :class:`~mmaselect.cache.settings.CacheSettings`. Goes
+            with ``dict(type='FeatureCacheHook')`` in ``custom_hooks``.
         init_cfg: As in every OpenMMLab module; the backbone has no weights to initialise.
 
     Attributes:
@@ -84,6 +87,7 @@ class ASelectDiT(BaseModule):
         noise_seed: int = 0,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        cache: dict[str, Any] | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -105,6 +109,7 @@ class ASelectDiT(BaseModule):
         self.num_timesteps = len(self.configured_timesteps or ()) or num_timesteps
         self.noise, self.noise_seed = noise, noise_seed
         self.mean, self.std = tuple(mean), tuple(std)
+        self.cache = None if cache is None else dict(cache)
         self.out_channels = (self.spec.channels,) * (self.num_timesteps * len(self.alternatives[0]))
         self.stride = self.spec.stride
         self._noise_cache: dict[tuple, Tensor] = {}
@@ -243,7 +248,8 @@ class ASelectDiT(BaseModule):
         """Reads the features.
 
         Args:
-            images: (B, 3, H, W), RGB, as the toolbox's ``data_preprocessor`` delivers them.
+            images: (B, 3, H, W), RGB, as the toolbox's ``data_preprocessor`` delivers them; or features from the
+                cache, (B, maps, C, h, w).
 
         Returns:
             One float32 map (B, C, ceil(H / stride), ceil(W / stride)) per timestep, block and component, in this order
@@ -253,6 +259,8 @@ class ASelectDiT(BaseModule):
         Raises:
             InputError: If nothing has chosen a timestep, block or component yet, or an image is smaller than a patch.
         """
+        if images.dim() == 5:
+            return self._deliver([maps.float() for maps in images.unbind(1)])
         if not self.decided:
             open_field, valid = ('block', 'a block') if self.taps is None else ('timestep', 'a number from 0 to 1000')
             if self.taps is None and self.block != 'auto':
@@ -261,6 +269,10 @@ class ASelectDiT(BaseModule):
                 f"{open_field}='auto', but nothing has chosen one: add dict(type='TimestepSelectionHook') to "
                 f'custom_hooks, load a checkpoint that holds the choice, or set {valid}'
             )
+        if self.cache is not None and self.training:
+            raise InputError(
+                "model.backbone.cache is set, but nothing fills it: add dict(type='FeatureCacheHook') to custom_hooks"
+            )
         model = self.diffusion
         # In its own half precision the model is told what to compute in; only in float32 does --amp decide.
         with torch.autocast(images.device.type, enabled=self._amp_applies(images)):
@@ -268,7 +280,12 @@ class ASelectDiT(BaseModule):
             latent = model.encode(unit)
             noise = self._make_noise(latent, unit)
             passes = [model(latent, noise, timestep) for timestep in self.timesteps]
-        read = [align(maps[tap].float(), images.shape[-2:], self.stride) for maps in passes for tap in self.taps]
+        return self._deliver(
+            [align(maps[tap].float(), images.shape[-2:], self.stride) for maps in passes for tap in self.taps]
+        )
+
+    @staticmethod
+    def _deliver(read: list[Tensor]) -> tuple[Tensor, ...]:
         # Tokens make channels-last maps. A head that begins with a group norm would crash on them: its backward on the
         # CPU (torch 2.13) does not expect a channels-last input that needs no gradient.
         return tuple(value.contiguous() if value.device.type == 'cpu' else value for value in read)

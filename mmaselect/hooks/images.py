@@ -108,21 +108,32 @@ class RunnerImages:
             transforms = Compose(self.transforms)
             return lambda index: transforms(dataset.get_data_info(index))
 
-        def seeded(index: int) -> dict[str, Any]:
-            import random
+        return lambda index: read_seeded(dataset, index, self.seed + index)
 
-            python, numpy = random.getstate(), np.random.get_state()
-            with torch.random.fork_rng(devices=[]):
-                random.seed(self.seed + index)
-                np.random.seed((self.seed + index) % 2**32)
-                torch.manual_seed(self.seed + index)
-                try:
-                    return dataset[index]
-                finally:
-                    random.setstate(python)
-                    np.random.set_state(numpy)
 
-        return seeded
+def read_seeded(dataset: Any, index: int, seed: int) -> dict[str, Any]:
+    """Reads a sample whose random transforms depend on a seed alone; all random states are left as they were.
+
+    Args:
+        dataset: With its transforms.
+        index: Of the sample.
+        seed: At least 0.
+
+    Returns:
+        The transformed sample.
+    """
+    import random
+
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            return dataset[index]
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def unwrap(runner: Runner) -> torch.nn.Module:

@@ -17,8 +17,9 @@ from mmaselect.backbones import ASelectDiT
 from mmaselect.diffusion.family import AUTO_COMPONENTS, Tap, all_taps
 from mmaselect.errors import InputError, unknown
 from mmaselect.hooks.images import RunnerImages, check_normalisation, find_backbone, unwrap
+from mmaselect.hooks.ranks import RunnerRanks
 from mmaselect.progress import progress_bar
-from mmaselect.selection.criteria import Sums, build_criterion
+from mmaselect.selection.criteria import build_criterion
 from mmaselect.selection.report import Selection, read_selection
 from mmaselect.selection.search import STRATEGIES, Search, draw_portions, make_timesteps, number_groups, run
 from mmaselect.version import __version__
@@ -189,7 +190,7 @@ class TimestepSelectionHook(Hook):
                 self.seed,
                 bar.update,
                 keep=self.search == 'coarse-to-fine',
-                ranks=_Ranks(),
+                ranks=RunnerRanks(),
             )
             if self.search == 'sweep' and self.num_images != 'auto':
                 mine = sum(position // images.group % world_size == rank for position in range(len(portions[0])))
@@ -290,34 +291,3 @@ def _describe_data(runner: Runner) -> dict[str, Any]:
 
 def _list(timesteps: Sequence[float]) -> str:
     return ', '.join(f'{timestep:g}' for timestep in timesteps)
-
-
-class _Ranks:
-    """The runner's process group, as a search needs it."""
-
-    def add(self, sums: Sums) -> Sums:
-        return _reduce_ranks(sums) if dist.get_world_size() > 1 else sums
-
-    def check(self, error: str | None) -> None:
-        errors = [found for found in dist.all_gather_object(error) if found]
-        if errors:
-            raise InputError(errors[0])
-
-
-def _reduce_ranks(sums: Sums) -> Sums:
-    """Adds the sums of all ranks; ranks may hold different entries (classes that only one of them saw)."""
-    described = {key: (tuple(value.shape), value.dtype) for key, value in sums.items()}
-    union: dict[str, tuple] = {}
-    for ranks in dist.all_gather_object(described):
-        for key, entry in ranks.items():
-            if union.setdefault(key, entry)[0] != entry[0]:
-                raise InputError(f'selection met maps of {union[key][0]} and {entry[0]}: its images must have one size')
-    device = dist.get_comm_device() if dist.is_distributed() else torch.device('cpu')
-    out = {}
-    for key in sorted(union):
-        shape, dtype = union[key]
-        value = sums[key].clone() if key in sums else torch.zeros(shape, dtype=dtype)
-        value = value.to(device)
-        dist.all_reduce(value, op='sum')
-        out[key] = value
-    return out

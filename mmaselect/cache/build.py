@@ -1,0 +1,302 @@
+"""Computes what a cache lacks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from typing import Any
+
+import torch
+from mmengine import dist
+from mmengine.logging import MMLogger
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import mmaselect.diffusion
+from mmaselect.backbones import ASelectDiT
+from mmaselect.backbones import aselect as backbone_module
+from mmaselect.cache.dataset import MAPS, CachedFeatures
+from mmaselect.cache.fingerprint import fingerprint, source_of
+from mmaselect.cache.samples import SampleForm
+from mmaselect.cache.settings import CacheSettings
+from mmaselect.cache.store import SHARD_BYTES, FeatureStore
+from mmaselect.diffusion.loading import parse_dtype
+from mmaselect.errors import InputError
+from mmaselect.files import write_json
+from mmaselect.hooks.images import read_seeded
+from mmaselect.hooks.ranks import all_ranks
+from mmaselect.progress import progress_bar
+
+#: Another version of one of these may make other pixels or other features of the same image.
+PACKAGES = (
+    'mmaselect', 'diffusers', 'mmcv', 'mmcv-lite', 'mmengine', 'mmpretrain', 'mmsegmentation', 'numpy',
+    'opencv-python', 'pillow', 'torch', 'torchvision',
+)  # fmt: skip
+#: What of a VAE is not in its weights.
+SCALES = ('scaling_factor', 'shift_factor')
+#: Samples, and draws of each, from which it is told whether a pipeline is random: a flip goes unnoticed in 1 of 2**24.
+PROBES = (8, 4)
+
+
+class FeatureCache:
+    """The frozen part of every training sample, computed once.
+
+    A row is keyed by the content of its image and annotation and by its view. The folder it lies in is keyed by
+    everything else: frozen weights and architecture, block, component, timestep, noise and its seed, the transforms and
+    their source code, the data preprocessor, the dtypes, and the versions of the packages involved. Nothing is ever
+    looked up under a key that does not hold all of it, so nothing stale can be found.
+
+    Args:
+        backbone: Decided; it is run as in evaluation.
+        preprocessor: The model's data preprocessor.
+        loader: Of the training images.
+        config: Config of that loader's data set.
+        preprocessor_config: Config of the preprocessor.
+        settings: See :class:`~mmaselect.cache.settings.CacheSettings`.
+
+    Raises:
+        InputError: If the data cannot be cached.
+    """
+
+    def __init__(
+        self,
+        backbone: ASelectDiT,
+        preprocessor: torch.nn.Module,
+        loader: DataLoader,
+        config: dict[str, Any],
+        preprocessor_config: dict[str, Any],
+        settings: CacheSettings,
+    ) -> None:
+        if getattr(preprocessor, 'batch_augments', None) is not None:
+            raise InputError(
+                'data_preprocessor.batch_augments mixes images of a batch: their features cannot be cached one by one; '
+                'remove it, or cache'
+            )
+        if not hasattr(loader.dataset, 'get_data_info'):
+            raise InputError(f'{type(loader.dataset).__name__} has no get_data_info: its samples cannot be told apart')
+        if not len(loader.dataset):
+            raise InputError('the training data set is empty: there is nothing to cache')
+        self.backbone, self.preprocessor, self.loader, self.settings = backbone, preprocessor, loader, settings
+        self.dataset = loader.dataset
+        self.logger = MMLogger.get_current_instance()
+        self.description = self._describe(config, preprocessor_config)
+        name = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
+        self.store = FeatureStore(f'{settings.dir}/{name[:16]}')
+        self.form: SampleForm | None = None
+
+    def _describe(self, config: dict[str, Any], preprocessor_config: dict[str, Any]) -> dict[str, Any]:
+        backbone, spec = self.backbone, self.backbone.spec
+        pipelines, types = _pipelines(config), _types(config)
+        model = {key: value for key, value in spec.config.items() if not key.startswith('_')}
+        encoder = backbone.diffusion.encoder
+        return {
+            'weights': backbone.identity.hex(),
+            'taps': [list(tap) for tap in backbone.taps],
+            'timesteps': list(backbone.timesteps),
+            'noise': backbone.noise,
+            'noise_seed': backbone.noise_seed,
+            'family': spec.family.name,
+            'architecture': fingerprint(model).hex(),
+            'encoder': [type(encoder).__name__, *(getattr(encoder, name, None) for name in SCALES)],
+            'process': fingerprint(vars(backbone.diffusion.family.process)).hex(),
+            'normalised_qk': spec.normalised_qk,
+            'compute_dtype': str(spec.dtype),
+            'dtype': self.settings.dtype,
+            'mean': list(backbone.mean),
+            'std': list(backbone.std),
+            'data_preprocessor': fingerprint(_plain(preprocessor_config)).hex(),
+            'pipelines': json.loads(json.dumps(pipelines, default=str)),
+            'pipeline_fingerprint': fingerprint(pipelines).hex(),
+            'sources': source_of(mmaselect.diffusion, backbone_module, type(self.dataset), *types).hex(),
+            'versions': {name: _version(name) for name in PACKAGES},
+        }  # fmt: skip
+
+    def build(self) -> CachedFeatures:
+        """Finds what is there, verifies it, and computes what is missing; every rank takes its share.
+
+        Returns:
+            The data set of features, the same on every rank.
+
+        Raises:
+            InputError: On all ranks, if one of them meets bad data or cannot write.
+        """
+        rank, world_size = dist.get_dist_info()
+        with all_ranks():
+            if rank == 0:
+                write_json(self.store.folder / 'description.json', self.description)
+            shards = self.store.shards()
+            self.store.verify(shards[rank::world_size])
+        samples = self._fingerprints()
+        with all_ranks():
+            self.store.refresh()
+            views = self._views()
+            keys = [[_key(sample, view, self.settings.seed) for view in range(views)] for sample in samples]
+            # An image that a data set repeats is computed once.
+            places = {key: (index, view) for index, own in enumerate(keys) for view, key in enumerate(own)}
+            missing = [key for key in places if key not in self.store]
+            self.logger.info(
+                f'feature cache {self.store.folder}: {len(places) - len(missing)} of {len(places)} views are there'
+                f'{"" if views == 1 else f" ({views} of each image)"}'
+            )
+            self._prepare(len(missing))
+        with all_ranks():
+            self._compute([(key, *places[key]) for key in missing[rank::world_size]], rank == 0)
+        with all_ranks():
+            self.store.refresh()
+            absent = sum(key not in self.store for key in places)
+            if absent:
+                raise InputError(
+                    f'rank {rank} does not find {absent} of {len(places)} views in {self.store.folder}: '
+                    'cache.dir must be a folder that all ranks share'
+                )
+        return CachedFeatures(self.store, keys, getattr(self.dataset, 'metainfo', {}))
+
+    def _fingerprints(self) -> list[bytes]:
+        """Of the content of every sample, before any transform."""
+        rank, world_size = dist.get_dist_info()
+        dataset = self.dataset
+        if hasattr(dataset, 'full_init'):
+            dataset.full_init()
+        mine = range(rank, len(dataset), world_size)
+        with all_ranks(), ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda index: fingerprint(dataset.get_data_info(index), files=True), mine))
+        parts = dist.all_gather_object(found)
+        return [parts[index % world_size][index // world_size] for index in range(len(dataset))]
+
+    def _views(self) -> int:
+        """As many as are asked for; one, if the pipeline is not random."""
+        count, draws = PROBES
+        random = False
+        for index in range(min(count, len(self.dataset))):
+            first, *others = (read_seeded(self.dataset, index, seed)['inputs'] for seed in range(draws))
+            random = random or any(other.shape != first.shape or not torch.equal(other, first) for other in others)
+        if random and self.settings.views == 1:
+            self.logger.warning(
+                'the training pipeline is random, but one view of each image is cached: every epoch will see the same; '
+                'set cache.views'
+            )
+        if not random and self.settings.views > 1:
+            self.logger.info(f'the training pipeline is not random: of {self.settings.views} views one is cached')
+        return self.settings.views if random else 1
+
+    def _prepare(self, missing: int) -> None:
+        """Learns the form of the samples, and refuses what would be too large."""
+        batch = self.loader.collate_fn([read_seeded(self.dataset, 0, 0)])
+        if not batch.get('data_samples'):
+            raise InputError('the training pipeline gives no data_samples: there is nothing to train a head on')
+        data = self.preprocessor(batch, True)
+        sample = data['data_samples'][0]
+        self.form = SampleForm(sample)
+        cells = [-(-side // self.backbone.stride) for side in data['inputs'].shape[-2:]]
+        numbers = len(self.backbone.out_channels) * self.backbone.out_channels[0] * cells[0] * cells[1]
+        labels = sum(value.nbytes for value in self.form.pack(sample).values())
+        size = numbers * parse_dtype(self.settings.dtype).itemsize + labels
+        self.store.require(missing * size, self.settings.max_gb)
+
+    def _compute(self, work: Sequence[tuple[str, int, int]], show: bool) -> None:
+        rows: dict[str, dict[str, Tensor]] = {}
+        size = 0
+        with progress_bar(total=len(work), desc='feature cache', unit='view', disable=not show) as bar:
+            for keys, batch in self._batches(work):
+                for key, row in zip(keys, self._read(batch), strict=True):
+                    rows[key] = row
+                    size += sum(value.nbytes for value in row.values())
+                bar.update(len(keys))
+                if size >= SHARD_BYTES:
+                    self.store.write(rows)
+                    rows, size = {}, 0
+            if rows:
+                self.store.write(rows)
+
+    def _batches(self, work: Sequence[tuple[str, int, int]]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+        batch_size = self.settings.batch_size or self.loader.batch_size or 16
+        source = self.loader
+        views = _Views(self.dataset, work)
+        loader = DataLoader(views, batch_size, num_workers=source.num_workers, collate_fn=source.collate_fn)
+        for start, batch in zip(range(0, len(work), batch_size), loader, strict=True):
+            yield [key for key, *_ in work[start : start + batch_size]], batch
+
+    @torch.no_grad()
+    def _read(self, batch: dict[str, Any]) -> list[dict[str, Tensor]]:
+        sizes = {tuple(image.shape[-2:]) for image in batch['inputs']}
+        if len(sizes) > 1 and getattr(self.preprocessor, 'size', None) is None:
+            found = ' and '.join(map(str, sorted(sizes)[:2]))
+            raise InputError(f'images of {found} cannot be cached together: the pipeline must give one size')
+        data = self.preprocessor(batch, True)
+        training = self.backbone.training
+        # As in evaluation: noise='fresh' then gives each view a noise of its own that depends on nothing but it.
+        self.backbone.eval()
+        maps = torch.stack(self.backbone(data['inputs']), 1).to(parse_dtype(self.settings.dtype)).cpu()
+        self.backbone.train(training)
+        if not torch.isfinite(maps).all():
+            raise InputError(
+                f'features are not finite in {self.settings.dtype}: the weights or images hold NaN or infinity, or '
+                "cache.dtype overflows (bfloat16 has float32's range)"
+            )
+        samples = [self.form.pack(sample) for sample in data['data_samples']]
+        return [{MAPS: row, **sample} for row, sample in zip(maps, samples, strict=True)]
+
+
+class _Views(Dataset):
+    """Augmented samples; which augmentation depends on nothing but the key of the view."""
+
+    def __init__(self, dataset: Any, work: Sequence[tuple[str, int, int]]) -> None:
+        self.dataset, self.work = dataset, work
+
+    def __len__(self) -> int:
+        return len(self.work)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        key, index, _ = self.work[position]
+        return read_seeded(self.dataset, index, int(key[:12], 16))
+
+
+def _key(sample: bytes, view: int, seed: int) -> str:
+    return hashlib.sha256(sample + f'{view} {seed}'.encode()).hexdigest()[:32]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _pipelines(config: Any) -> list[Any]:
+    """Every ``pipeline`` of a data set and what it wraps, from the outside in."""
+    if isinstance(config, (list, tuple)):
+        return [found for item in config for found in _pipelines(item)]
+    if not isinstance(config, dict):
+        return []
+    inner = [found for key, value in config.items() if key != 'pipeline' for found in _pipelines(value)]
+    return ([_plain(config['pipeline'])] if 'pipeline' in config else []) + inner
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _types(config: Any) -> list[type]:
+    """Classes of the transforms that a data set's config names, at any depth."""
+    from mmengine.registry import TRANSFORMS
+
+    found: list[type] = []
+
+    def visit(value: Any) -> None:
+        if isinstance(value, dict):
+            kind = value.get('type')
+            kind = TRANSFORMS.get(kind) if isinstance(kind, str) else kind
+            if isinstance(kind, type):
+                found.append(kind)
+            value = list(value.values())
+        if isinstance(value, (list, tuple)):
+            for item in value:
+                visit(item)
+
+    visit(_pipelines(config))
+    return found

@@ -1,0 +1,68 @@
+"""Cached features in place of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from mmaselect.cache.store import FeatureStore
+
+#: Marks a batch that comes from the cache; what the data preprocessor of a runner is then asked to do is already done.
+CACHED = 'cached'
+#: The features of a row, (maps, C, h, w).
+MAPS = 'maps'
+
+
+class CachedFeatures(Dataset):
+    """A data set as long as the one whose features it holds.
+
+    Args:
+        store: Holds all keys.
+        keys: Keys of the views of each sample.
+        metainfo: Of the data set itself.
+
+    Attributes:
+        epoch: Decides which view of a sample is read: number ``(epoch + index) % views``.
+    """
+
+    def __init__(self, store: FeatureStore, keys: Sequence[Sequence[str]], metainfo: dict[str, Any]) -> None:
+        self.store, self.keys, self.metainfo, self.epoch = store, keys, metainfo, 0
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def key(self, index: int) -> str:
+        """The key of the view that a sample has in this epoch."""
+        views = self.keys[index]
+        return views[(self.epoch + index) % len(views)]
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """One sample's features and labels."""
+        return {name: value[0] for name, value in self.store.read([self.key(index)]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, dict[str, Tensor]]:
+        """A batch, stacked: torch's data loader asks for whole batches where it can."""
+        return {CACHED: self.store.read([self.key(index) for index in indices])}
+
+
+def cached_loader(loader: DataLoader, features: CachedFeatures) -> DataLoader:
+    """A loader that draws what ``loader`` would have drawn, from the cache.
+
+    Args:
+        loader: Of the images; its sampler is used on.
+        features: Of the same samples, in the same order.
+
+    Returns:
+        The loader. It needs no workers: there is nothing to decode.
+    """
+    options: dict[str, Any] = {'batch_sampler': loader.batch_sampler}
+    if type(loader.batch_sampler) is BatchSampler:
+        options = {'batch_size': loader.batch_size, 'sampler': loader.sampler, 'drop_last': loader.drop_last}
+    return DataLoader(features, collate_fn=_as_is, pin_memory=loader.pin_memory, **options)
+
+
+def _as_is(batch: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    return batch

@@ -1,0 +1,96 @@
+"""Fingerprints: two values with the same fingerprint are the same, whatever process or machine made them."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmaselect.errors import InputError
+
+#: Says where a sample stands in its data set, not what it is.
+POSITION = 'sample_idx'
+
+
+def fingerprint(value: Any, files: bool = False) -> bytes:
+    """Hashes nested dicts, lists, numbers, texts and arrays.
+
+    Args:
+        value: What to hash. Dicts are read in the order of their keys.
+        files: Read what a key ends in ``path`` names, and hash its bytes in place of its name: a file that was moved is
+            the same, one that was overwritten is not.
+
+    Returns:
+        32 bytes (SHA-256).
+
+    Raises:
+        InputError: If something else is in there, or a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    _add(digest, value, files)
+    return digest.digest()
+
+
+def _add(digest: Any, value: Any, files: bool) -> None:
+    if isinstance(value, Mapping):
+        digest.update(b'{')
+        for key in sorted(value, key=str):
+            if key == POSITION and files:
+                continue
+            _add(digest, str(key), False)
+            named = files and str(key).endswith('path') and isinstance(value[key], (str, Path)) and str(value[key])
+            _add(digest, _content(str(value[key])) if named else value[key], files)
+        digest.update(b'}')
+    elif isinstance(value, (list, tuple)):
+        digest.update(b'[')
+        for item in value:
+            _add(digest, item, files)
+        digest.update(b']')
+    elif value is None or isinstance(value, (bool, int, float, str, Path)):
+        _add_bytes(digest, type(value).__name__, str(value).encode())
+    elif isinstance(value, bytes):
+        _add_bytes(digest, 'bytes', value)
+    elif isinstance(value, torch.Tensor):
+        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        _add_bytes(digest, f'tensor {value.dtype} {tuple(value.shape)}', raw)
+    elif isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
+        array = np.ascontiguousarray(value)
+        _add_bytes(digest, f'array {array.dtype.str} {array.shape}', array.tobytes())
+    elif inspect.isclass(value) or inspect.isroutine(value):
+        _add_bytes(digest, 'code', f'{value.__module__}.{value.__qualname__}'.encode())
+    else:
+        raise InputError(
+            f'a {type(value).__name__} ({value!r:.60}) cannot be told from another: features of it are not cached'
+        )
+
+
+def _add_bytes(digest: Any, kind: str, content: bytes) -> None:
+    # With the length, so that no two sequences of values run together into the same bytes.
+    digest.update(f'{kind} {len(content)}:'.encode())
+    digest.update(content)
+
+
+def _content(path: str) -> bytes:
+    """SHA-256 of a file, by whichever of mmengine's backends its name asks for."""
+    from mmengine import fileio
+
+    try:
+        return hashlib.sha256(fileio.get(path)).digest()
+    except OSError as error:
+        raise InputError(f'{path} cannot be read: {error.strerror or error}') from error
+
+
+def source_of(*objects: Any) -> bytes:
+    """Fingerprint of the files that define classes, functions or packages: code that was edited is another code."""
+    names = set()
+    for item in objects:
+        file = inspect.getsourcefile(item)
+        if file is not None:
+            path = Path(file)
+            names |= set(path.parent.rglob('*.py')) if path.name == '__init__.py' else {path}
+    return fingerprint([hashlib.sha256(path.read_bytes()).digest() for path in sorted(names)])

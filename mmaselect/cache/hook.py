@@ -1,0 +1,126 @@
+"""``FeatureCacheHook``: trains a head on features that are computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from mmengine.runner.loops import IterBasedTrainLoop, _InfiniteDataloaderIterator
+
+from mmaselect.cache.build import FeatureCache
+from mmaselect.cache.dataset import CACHED, MAPS, CachedFeatures, cached_loader
+from mmaselect.cache.samples import SampleForm
+from mmaselect.cache.settings import CacheSettings
+from mmaselect.errors import InputError
+from mmaselect.hooks.images import check_normalisation, find_backbone, unwrap
+
+
+@HOOKS.register_module()
+class FeatureCacheHook(Hook):
+    """Computes the features of the training images before training, and trains on them.
+
+    Settings are those of the backbone, ``cache=dict(dir=..., dtype='bfloat16', views=1, max_gb=None)``, see
+    :class:`~mmaselect.cache.settings.CacheSettings`. Validation reads images as ever. The next run with the same
+    backbone, timestep, images and pipeline finds what is cached, see :class:`~mmaselect.cache.build.FeatureCache`; one
+    that was killed goes on where it was.
+
+    Raises:
+        InputError: If the backbone has no cache, or the data cannot be cached.
+    """
+
+    # After TimestepSelectionHook: the timestep must be known.
+    priority = 'VERY_LOW'
+
+    def __init__(self) -> None:
+        self._features: CachedFeatures | None = None
+        self._restore: Callable[[], None] | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Checks the settings, before anything is computed."""
+        backbone = find_backbone(runner)
+        self.settings = read_settings(backbone.cache)
+        check_normalisation(backbone, unwrap(runner).data_preprocessor)
+
+    def before_train(self, runner: Runner) -> None:
+        """Puts features in the place of images."""
+        # Data loaders draw random numbers; without a cache, dropout and the like would have drawn these.
+        with torch.random.fork_rng(devices=[]):
+            cache = make_cache(runner, self.settings)
+            self._features = cache.build()
+            loop, loader = runner.train_loop, cached_loader(runner.train_loop.dataloader, self._features)
+            loop.dataloader = loader
+            if isinstance(loop, IterBasedTrainLoop):
+                loop.dataloader_iterator = _InfiniteDataloaderIterator(loader)
+        self._restore = accept_features(unwrap(runner).data_preprocessor, cache.form)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Turns to the next view of each image."""
+        self._features.epoch = runner.epoch
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """The same for schedules that count iterations."""
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            self._features.epoch = runner.iter // len(runner.train_loop.dataloader)
+
+    def after_train(self, runner: Runner) -> None:
+        """Leaves the data preprocessor as it was."""
+        if self._restore is not None:
+            self._restore()
+            self._restore = None
+
+
+def read_settings(cache: dict[str, Any] | None) -> CacheSettings:
+    """Reads what a backbone's config says of its cache.
+
+    Raises:
+        InputError: If it says nothing, or something that is not valid.
+    """
+    if cache is None:
+        raise InputError("FeatureCacheHook needs model.backbone.cache=dict(dir='...')")
+    return CacheSettings.from_dict(cache)
+
+
+def make_cache(runner: Runner, settings: CacheSettings) -> FeatureCache:
+    """The cache of a runner's training data.
+
+    Raises:
+        InputError: If timestep, block or component are still open, or the data cannot be cached.
+    """
+    backbone = find_backbone(runner)
+    if not backbone.decided:
+        raise InputError(
+            "a cache needs a timestep: add dict(type='TimestepSelectionHook') to custom_hooks, or set "
+            'model.backbone.timestep'
+        )
+    loader = runner.train_loop.dataloader
+    config = runner.cfg.get('train_dataloader')
+    if not isinstance(config, dict) or not isinstance(config.get('dataset'), dict):
+        raise InputError('a cache needs train_dataloader.dataset as a config: it says how images are augmented')
+    preprocessor = runner.cfg.model.get('data_preprocessor') or runner.cfg.get('data_preprocessor') or {}
+    return FeatureCache(backbone, unwrap(runner).data_preprocessor, loader, config.dataset, preprocessor, settings)
+
+
+def accept_features(preprocessor: torch.nn.Module, form: SampleForm) -> Callable[[], None]:
+    """Lets a data preprocessor pass on batches from the cache, which need nothing but to be moved to the device.
+
+    Args:
+        preprocessor: Its ``forward`` is wrapped; other batches go through it as before.
+        form: Of the data samples.
+
+    Returns:
+        A function that takes this back.
+    """
+    inner = preprocessor.forward
+
+    def forward(data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        if CACHED not in data:
+            return inner(data, training)
+        tensors = preprocessor.cast_data(data[CACHED])
+        return {'inputs': tensors.pop(MAPS), 'data_samples': form.unpack(tensors)}
+
+    preprocessor.forward = forward
+    return lambda: preprocessor.__dict__.pop('forward', None)

@@ -1,0 +1,59 @@
+"""The ``cache=dict(...)`` entry of a backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mmaselect.diffusion.loading import parse_dtype
+from mmaselect.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """How the features of the training images are kept.
+
+    Attributes:
+        dir: Folder of all caches; each setting has a folder of its own in it. All ranks must see the same.
+        dtype: What features are stored in: ``'bfloat16'`` (3 significant digits), ``'float16'`` or ``'float32'``.
+        views: Augmented views of each image, where the training pipeline is random; epochs take turns with them.
+        max_gb: Refuse to write more than this many GB (1e9 bytes); None for what the disk has free.
+        batch_size: Images per forward pass; None for that of the training data loader.
+        seed: Of the augmentation.
+
+    Raises:
+        InputError: If a value is out of range.
+    """
+
+    dir: str
+    dtype: str = 'bfloat16'
+    views: int = 1
+    max_gb: float | None = None
+    batch_size: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dir, (str, Path)) or not str(self.dir):
+            raise InputError(f'cache.dir={self.dir!r} is not valid: give a folder')
+        parse_dtype(self.dtype)
+        for name, least in (('views', 1), ('batch_size', 1), ('seed', 0)):
+            value = getattr(self, name)
+            if name == 'batch_size' and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f'cache.{name}={value!r} is not valid: give a whole number of at least {least}')
+        limit = self.max_gb
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
+            raise InputError(f'cache.max_gb={limit!r} is not valid: give a number above 0, or None')
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> CacheSettings:
+        """Reads a config entry; a field that does not exist is named, with those that do."""
+        known = [field.name for field in fields(cls)]
+        for key in settings:
+            if key not in known:
+                raise unknown('field of cache', key, known)
+        if 'dir' not in settings:
+            raise InputError('cache has no dir: give a folder')
+        return cls(**settings)
