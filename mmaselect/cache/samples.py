@@ -45,7 +45,7 @@ class SampleForm:
                 raise InputError(
                     f'data samples with {key} ({type(value).__name__}) are not cached: a label or a label map is'
                 )
-            packed[key] = content.cpu()
+            packed[key] = content.cpu() if self.fields.get(key) is None else _narrow(content.cpu(), key)
         for key in META:
             if key in sample.metainfo_keys():
                 packed[f'meta.{key}'] = torch.tensor([int(side) for side in sample.metainfo[key][:2]])
@@ -64,9 +64,22 @@ class SampleForm:
         samples = [self.type() for _ in range(count)]
         for key, pixels in self.fields.items():
             for sample, value in zip(samples, tensors[key].unbind(), strict=True):
-                sample.set_field(value if pixels is None else pixels(data=value), key)
+                sample.set_field(value if pixels is None else pixels(data=_widen(value)), key)
         for key in META:
             if f'meta.{key}' in tensors:
                 for sample, size in zip(samples, tensors[f'meta.{key}'].tolist(), strict=True):
                     sample.set_metainfo({key: tuple(size)})
         return samples
+
+
+def _narrow(labels: Tensor, key: str) -> Tensor:
+    """Label maps in 2 bytes a pixel: mmseg's 8 would be a fifth of what is stored."""
+    if labels.dtype != torch.int64:
+        return labels
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < 2**15:
+        raise InputError(f'{key} holds labels from {int(labels.min())} to {int(labels.max())}: 0 to 32767 are cached')
+    return labels.short()
+
+
+def _widen(labels: Tensor) -> Tensor:
+    return labels.long() if labels.dtype == torch.int16 else labels

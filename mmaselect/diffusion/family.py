@@ -15,6 +15,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmaselect.diffusion.acceleration import (
+    attention_kernel,
+    check_attention,
+    check_compile,
+    compile_block,
+    missing_kernel,
+)
 from mmaselect.diffusion.noise import ForwardProcess
 from mmaselect.errors import InputError, unknown
 
@@ -97,6 +104,22 @@ def all_taps(alternatives: Iterable[Sequence[Tap]]) -> list[Tap]:
     return list(dict.fromkeys(tap for taps in alternatives for tap in taps))
 
 
+#: Timesteps whose constants are kept. A sweep over more computes them once per pass, at batch 1, which costs little.
+KEPT_TIMESTEPS = 8
+
+
+class Constants(NamedTuple):
+    """What a pass needs that is the same for all images; batch 1.
+
+    Attributes:
+        blocks: What each block reads beside tokens and context.
+        context: What the first block's context is made of; None for families without one.
+    """
+
+    blocks: list[Any]
+    context: Any = None
+
+
 class Family(nn.Module, ABC):
     """A frozen diffusion transformer that stops at the last tap.
 
@@ -125,9 +148,25 @@ class Family(nn.Module, ABC):
         self.transformer = transformer
         self.process = process
         self.normalised = normalised
+        self.accelerate()
         self._set_taps(taps)
 
+    def accelerate(self, attention: str = 'auto', compile: bool | str = False) -> None:
+        """Chooses how blocks are run; see :mod:`~mmaselect.diffusion.acceleration`.
+
+        Args:
+            attention: Kernel: ``'auto'``, ``'flash'``, ``'efficient'``, ``'cudnn'`` or ``'math'``.
+            compile: Mode of ``torch.compile``: False, True or ``'max-autotune'``.
+
+        Raises:
+            InputError: If there is no such kernel or mode.
+        """
+        self.attention = check_attention(attention)
+        self._kernel = attention_kernel(attention)
+        self._run = compile_block(self.run_block, check_compile(compile))
+
     def _set_taps(self, taps: Sequence[Tap]) -> None:
+        self._constants: dict[tuple, Constants] = {}
         self.taps = tuple(taps)
         self.last_block = max(tap.block for tap in taps)
         self.wanted = {
@@ -217,17 +256,22 @@ class Family(nn.Module, ABC):
     # --- the forward pass --------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def embed(self, latent: Tensor, timestep: float) -> tuple[Tensor, Any]:
-        """Turns a noisy latent into tokens (B, N, D) and whatever else the blocks share (``context``)."""
+    def prepare(self, timestep: float) -> Constants:
+        """Computes what depends on the timestep alone: embeddings, modulation, all that the prompt goes into."""
+
+    @abstractmethod
+    def embed(self, latent: Tensor, constants: Constants) -> tuple[Tensor, Any]:
+        """Turns a noisy latent into tokens (B, N, D) and whatever else the blocks hand on (``context``)."""
 
     @abstractmethod
     def run_block(
-        self, block: nn.Module, tokens: Tensor, context: Any, wanted: frozenset[str], last: bool
+        self, block: nn.Module, constants: Any, tokens: Tensor, context: Any, wanted: frozenset[str], last: bool
     ) -> tuple[Tensor, Any, dict[str, Tensor]]:
         """Runs one block, or, if it is the last, no more of it than ``wanted`` needs.
 
         Args:
             block: The diffusers block.
+            constants: This block's entry of ``Constants.blocks``.
             tokens: Image tokens, (B, N, D).
             context: What :meth:`embed` or the block before returned.
             wanted: Components to read here; may be empty.
@@ -265,11 +309,41 @@ class Family(nn.Module, ABC):
             InputError: If the latent does not fit the model.
         """
         rows, columns = self._grid(latent)
-        tokens, context = self.embed(latent, timestep)
+        constants = self._constants_of(timestep)
+        tokens, context = self.embed(latent, constants)
         for index, block in enumerate(self.transformer.transformer_blocks):
-            tokens, context, read = self.run_block(block, tokens, context, self.wanted[index], index == self.last_block)
+            arguments = (block, constants.blocks[index], tokens, context, self.wanted[index], index == self.last_block)
+            tokens, context, read = self._run_as_asked(*arguments)
             for component in list(read):
                 yield Tap(index, component), read.pop(component).transpose(1, 2).unflatten(2, (rows, columns))
+
+    def _run_as_asked(self, *arguments: Any) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        try:
+            # Around each block, not around them all: between two of them the caller's own attention may run.
+            with self._kernel():
+                return self._run(*arguments)
+        except RuntimeError as error:
+            line = missing_kernel(error, self.attention, arguments[2].device)
+            if line is None:
+                raise
+            raise line from error
+
+    def _constants_of(self, timestep: float) -> Constants:
+        device = next(self.parameters()).device.type
+        key = (timestep, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device))
+        constants = self._constants.pop(key, None)
+        if constants is None:
+            constants = self.prepare(timestep)
+        # The latest stands last, and the first is the one that goes.
+        self._constants[key] = constants
+        if len(self._constants) > KEPT_TIMESTEPS:
+            del self._constants[next(iter(self._constants))]
+        return constants
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Family:
+        # On another device, or in another dtype, constants are others.
+        self._constants.clear()
+        return super()._apply(fn, recurse)
 
     def forward(self, latent: Tensor, timestep: float) -> dict[Tap, Tensor]:
         """All taps of :meth:`iterate` at once."""
@@ -361,7 +435,23 @@ def sincos_positions(embed: nn.Module) -> Tensor:
 
 def modulate(norm: nn.Module, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """AdaLN of arXiv 2212.09748: normalise, scale and shift per channel by ``shift`` and ``scale``, (1 or B, D)."""
-    return norm(tokens) * (1 + scale[:, None]) + shift[:, None]
+    return scale_and_shift(norm(tokens), shift, scale)
+
+
+def scale_and_shift(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """The second half of :func:`modulate`, for what is normalised once and modulated twice."""
+    return normed * (1 + scale[:, None]) + shift[:, None]
+
+
+def modulation(norm: nn.Module, embedding: Tensor) -> tuple[Tensor, ...]:
+    """The vectors of an AdaLN layer, one after the other, each (1 or B, D).
+
+    Args:
+        norm: One of diffusers' ``AdaLayerNorm...`` layers, with ``silu`` and ``linear``.
+        embedding: Timestep and condition, (1 or B, D).
+    """
+    count = norm.linear.out_features // norm.linear.in_features
+    return norm.linear(norm.silu(embedding)).chunk(count, dim=1)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmaselect.diffusion.acceleration import check_attention, check_compile
 from mmaselect.diffusion.families import FAMILIES
 from mmaselect.diffusion.family import Family, Tap
 from mmaselect.diffusion.latent import VAE_CONFIGS, LatentEncoder, PixelEncoder, load_vae, random_vae
@@ -122,6 +123,9 @@ class DiffusionSpec:
         shift: Resolution shift of a rectified flow; 1 for none.
         normalised_qk: Read query and key after the q/k normalisation.
         dtype: ``'float32'``, ``'bfloat16'`` or ``'float16'``.
+        attention: Kernel of the attention: ``'auto'`` (torch decides), ``'flash'``, ``'efficient'``, ``'cudnn'``,
+            ``'math'``.
+        compile: Compile the blocks: False, True or ``'max-autotune'``. The first images take longer for it.
         device: Where the weights go; None leaves them on the CPU for the runner to move.
         variant: Variant of the weight files, as in diffusers.
         revision: Revision on the hub.
@@ -142,6 +146,8 @@ class DiffusionSpec:
         shift: float = 1.0,
         normalised_qk: bool = False,
         dtype: str | torch.dtype = 'float32',
+        attention: str = 'auto',
+        compile: bool | str = False,
         device: str | torch.device | None = None,
         variant: str | None = None,
         revision: str | None = None,
@@ -156,6 +162,8 @@ class DiffusionSpec:
         self.family = FAMILIES[type]
         self.prompt, self.shift, self.normalised_qk = prompt, shift, normalised_qk
         self.dtype, self.device, self.variant, self.seed = parse_dtype(dtype), device, variant, seed
+        check_compile(compile)
+        self.attention, self.compile = check_attention(attention), compile
         self.source = None if pretrained is None else Source(pretrained, 'pretrained', revision)
         self.config = self.family.complete(self._read_config(arch))
         self.latent, self.vae = self._resolve_latent(latent, vae)
@@ -252,6 +260,7 @@ class DiffusionSpec:
         process = self.family.make_process(scheduler or {}, self.shift)
         extra = self._load_prompt(identity)
         family = self.family(transformer, tuple(taps), process, self.normalised_qk, **extra)
+        family.accelerate(self.attention, self.compile)
         encoder = self._load_encoder(identity)
         if encoder.channels != family.latent_channels:
             raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ from torch.nn import functional as F
 
 from mmaselect.diffusion.family import (
     PROJECTIONS,
+    Constants,
     Family,
     merge_heads,
     modulate,
+    modulation,
     normalise,
     project,
     sincos_positions,
@@ -40,18 +42,11 @@ def architecture(layers: int, heads: int, head_dim: int, sample_size: int, patch
     )
 
 
-class Condition(NamedTuple):
-    """What every block of a DiT reads beside the tokens; batch 1, because it is the same for every image."""
-
-    timestep: Tensor
-    label: Tensor
-
-
 class DiT(Family):
     """DiT under the null class.
 
-    Every block of diffusers' model embeds timestep and class by itself. Both are the same for all images of a batch,
-    so they are embedded once, at batch 1, and broadcast.
+    Every block of diffusers' model embeds timestep and class by itself. Both are the same for all images, so each block
+    is modulated by vectors that are computed once per timestep.
     """
 
     name = 'DiT'
@@ -126,24 +121,35 @@ class DiT(Family):
         """What the network is told for a user's timestep: the index of the trained step."""
         return self.process.network_timestep(timestep)
 
-    def embed(self, latent: Tensor, timestep: float) -> tuple[Tensor, Condition]:
-        """Patches plus positions, and the timestep and null class for the blocks."""
-        device = latent.device
-        null_class = self.transformer.config.num_embeds_ada_norm
-        condition = Condition(
-            timestep=torch.tensor([self.time(timestep)], device=device),
-            label=torch.tensor([null_class], device=device),
+    def prepare(self, timestep: float) -> Constants:
+        """The six modulation vectors of every block: shift, scale, gate, and those of its feed-forward."""
+        weight = self.transformer.pos_embed.proj.weight
+        time = torch.tensor([self.time(timestep)], device=weight.device)
+        null_class = torch.tensor([self.transformer.config.num_embeds_ada_norm], device=weight.device)
+        return Constants(
+            [
+                modulation(block.norm1, block.norm1.emb(time, null_class, hidden_dtype=weight.dtype))
+                for block in self.transformer.transformer_blocks
+            ]
         )
-        return self.transformer.pos_embed(latent), condition
+
+    def embed(self, latent: Tensor, constants: Constants) -> tuple[Tensor, None]:
+        """Patches plus positions."""
+        return self.transformer.pos_embed(latent), None
 
     def run_block(
-        self, block: nn.Module, tokens: Tensor, context: Condition, wanted: frozenset[str], last: bool
-    ) -> tuple[Tensor, Condition, dict[str, Tensor]]:
+        self,
+        block: nn.Module,
+        constants: tuple[Tensor, ...],
+        tokens: Tensor,
+        context: None,
+        wanted: frozenset[str],
+        last: bool,
+    ) -> tuple[Tensor, None, dict[str, Tensor]]:
         """Diffusers' ``BasicTransformerBlock`` with ``ada_norm_zero``, readable on the way."""
         attends = not last or bool(wanted & {'attention', 'output'})
-        normed, gate, shift_mlp, scale_mlp, gate_mlp = block.norm1(
-            tokens, context.timestep, context.label, hidden_dtype=tokens.dtype
-        )
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = constants
+        normed = modulate(block.norm1.norm, tokens, shift, scale)
         projections = project(block.attn1, normed, PROJECTIONS if attends else wanted)
         ready = normalise(block.attn1, projections) if attends or self.normalised else {}
         read = self._readable(projections, ready)

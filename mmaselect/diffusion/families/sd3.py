@@ -11,12 +11,15 @@ from torch.nn import functional as F
 
 from mmaselect.diffusion.family import (
     PROJECTIONS,
+    Constants,
     Family,
     Tap,
     merge_heads,
     modulate,
+    modulation,
     normalise,
     project,
+    scale_and_shift,
     sincos_positions,
     split_heads,
     unused_projections,
@@ -44,16 +47,19 @@ def architecture(layers: int, pos_embed_max_size: int, dual: int = 0, qk_norm: s
     )
 
 
-class Stream(NamedTuple):
-    """What the blocks of an MM-DiT share beside the image tokens.
+class BlockConstants(NamedTuple):
+    """What a block of an MM-DiT reads that depends on timestep and prompt alone.
 
     Attributes:
-        embedding: Timestep and pooled prompt, (1, D): the same for every image.
-        context: Prompt tokens, (B, L, D).
+        image: Modulation vectors of the image stream: 6, or 9 in a block with dual attention, each (1, D).
+        prompt: Those of the prompt stream: 6, or scale and shift where it ends; None where nothing reads it.
+        added: The first block's query, key and value of the prompt, (1, heads, L, d); None for all others, whose prompt
+            stream depends on the image.
     """
 
-    embedding: Tensor
-    context: Tensor
+    image: tuple[Tensor, ...]
+    prompt: tuple[Tensor, ...] | None
+    added: dict[str, Tensor] | None = None
 
 
 class SD3(Family):
@@ -132,53 +138,89 @@ class SD3(Family):
             behind += unused_projections('attn', components, normalised)
         return behind
 
-    def embed(self, latent: Tensor, timestep: float) -> tuple[Tensor, Stream]:
-        """Patches plus the centre crop of the position table, and timestep and prompt for the blocks."""
+    def prepare(self, timestep: float) -> Constants:
+        """The embedded prompt, every block's modulation, and what the first block makes of the prompt."""
         model = self.transformer
-        time = torch.tensor([self.process.network_timestep(timestep)], device=latent.device)
-        context = model.context_embedder(self.prompt_embeds)
-        stream = Stream(
-            embedding=model.time_text_embed(time, self.pooled_prompt_embeds),
-            context=context.expand(len(latent), -1, -1),
-        )
-        return model.pos_embed(latent).contiguous(), stream
+        time = torch.tensor([self.process.network_timestep(timestep)], device=self.prompt_embeds.device)
+        embedding = model.time_text_embed(time, self.pooled_prompt_embeds)
+        prompt = model.context_embedder(self.prompt_embeds)
+        blocks = []
+        for block in model.transformer_blocks:
+            read = block.norm1_context is not None
+            blocks.append(
+                BlockConstants(
+                    modulation(block.norm1, embedding), modulation(block.norm1_context, embedding) if read else None
+                )
+            )
+        first = model.transformer_blocks[0]
+        if blocks[0].prompt is not None:
+            normed = self._norm_prompt(first, blocks[0], prompt)
+            blocks[0] = blocks[0]._replace(added=self._project_prompt(first.attn, normed))
+        return Constants(blocks, prompt)
+
+    def embed(self, latent: Tensor, constants: Constants) -> tuple[Tensor, Tensor]:
+        """Patches plus the centre crop of the position table, and the prompt's tokens (B, L, D)."""
+        tokens = self.transformer.pos_embed(latent).contiguous()
+        return tokens, constants.context.expand(len(latent), -1, -1)
 
     def run_block(
-        self, block: nn.Module, tokens: Tensor, context: Stream, wanted: frozenset[str], last: bool
-    ) -> tuple[Tensor, Stream, dict[str, Tensor]]:
+        self,
+        block: nn.Module,
+        constants: BlockConstants,
+        tokens: Tensor,
+        context: Tensor,
+        wanted: frozenset[str],
+        last: bool,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Diffusers' ``JointTransformerBlock``, readable on the way."""
         attends = not last or bool(wanted & {'attention', 'output'})
-        embedding = context.embedding
-        normed, gate, shift_mlp, scale_mlp, gate_mlp, *dual = block.norm1(tokens, emb=embedding)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp, *dual = constants.image
+        plain = block.norm1.norm(tokens)
+        normed = scale_and_shift(plain, shift, scale)
         projections = project(block.attn, normed, PROJECTIONS if attends else wanted)
         ready = normalise(block.attn, projections) if attends or self.normalised else {}
         read = self._readable(projections, ready)
         read['modulated'] = normed
         if attends:
-            prompt, *prompt_modulation = self._norm_context(block, context)
-            attended, attended_prompt = self._attend_jointly(block.attn, ready, prompt, last)
+            added = constants.added or self._project_prompt(block.attn, self._norm_prompt(block, constants, context))
+            attended, attended_prompt = self._attend_jointly(block.attn, ready, added, last)
             read['attention'] = attended
         if not last or 'output' in wanted:
             tokens = tokens + gate.unsqueeze(1) * attended
             if dual:
-                normed2, gate2 = dual
+                shift2, scale2, gate2 = dual
+                normed2 = scale_and_shift(plain, shift2, scale2)
                 tokens = tokens + gate2.unsqueeze(1) * self._attend(block.attn2, normed2)
             tokens = tokens + gate_mlp.unsqueeze(1) * block.ff(modulate(block.norm2, tokens, shift_mlp, scale_mlp))
             read['output'] = tokens
         if not last:
-            gate, shift_mlp, scale_mlp, gate_mlp = prompt_modulation
-            prompt = context.context + gate.unsqueeze(1) * attended_prompt
-            prompt = prompt + gate_mlp.unsqueeze(1) * block.ff_context(
-                modulate(block.norm2_context, prompt, shift_mlp, scale_mlp)
+            _, _, gate, shift_mlp, scale_mlp, gate_mlp = constants.prompt
+            context = context + gate.unsqueeze(1) * attended_prompt
+            context = context + gate_mlp.unsqueeze(1) * block.ff_context(
+                modulate(block.norm2_context, context, shift_mlp, scale_mlp)
             )
-            context = context._replace(context=prompt)
         return tokens, context, {name: read[name] for name in wanted}
 
     @staticmethod
-    def _norm_context(block: nn.Module, stream: Stream) -> tuple[Tensor, ...]:
-        if block.context_pre_only:
-            return (block.norm1_context(stream.context, stream.embedding),)
-        return block.norm1_context(stream.context, emb=stream.embedding)
+    def _norm_prompt(block: nn.Module, constants: BlockConstants, prompt: Tensor) -> Tensor:
+        # Where the prompt's stream ends, diffusers' layer has scale and shift in this order, and no gates.
+        shift, scale = constants.prompt[1::-1] if block.context_pre_only else constants.prompt[:2]
+        return modulate(block.norm1_context.norm, prompt, shift, scale)
+
+    @staticmethod
+    def _project_prompt(attention: nn.Module, prompt: Tensor) -> dict[str, Tensor]:
+        """Query (where the prompt attends), key and value of the normed prompt, ready to attend, (B, heads, L, d)."""
+        layers = {
+            'query': (attention.add_q_proj, attention.norm_added_q),
+            'key': (attention.add_k_proj, attention.norm_added_k),
+            'value': (attention.add_v_proj, None),
+        }
+        ready = {}
+        for name, (layer, norm) in layers.items():
+            if layer is not None:
+                split = split_heads(layer(prompt), attention.heads)
+                ready[name] = split if norm is None else norm(split)
+        return ready
 
     @staticmethod
     def _attend(attention: nn.Module, tokens: Tensor) -> Tensor:
@@ -189,19 +231,16 @@ class SD3(Family):
 
     @staticmethod
     def _attend_jointly(
-        attention: nn.Module, image: dict[str, Tensor], prompt: Tensor, last: bool
+        attention: nn.Module, image: dict[str, Tensor], prompt: dict[str, Tensor], last: bool
     ) -> tuple[Tensor, Tensor | None]:
-        def added(layer: nn.Module, norm: nn.Module | None) -> Tensor:
-            split = split_heads(layer(prompt), attention.heads)
-            return split if norm is None else norm(split)
-
-        query = image['query']
-        key = torch.cat([image['key'], added(attention.add_k_proj, attention.norm_added_k)], dim=2)
-        value = torch.cat([image['value'], added(attention.add_v_proj, None)], dim=2)
-        num_tokens = query.shape[2]
+        batch, _, num_tokens, _ = image['query'].shape
         # Nothing runs behind the last block, so there the prompt is attended to but does not attend.
-        if not last:
-            query = torch.cat([query, added(attention.add_q_proj, attention.norm_added_q)], dim=2)
+        query, key, value = (
+            image[name]
+            if last and name == 'query'
+            else torch.cat([image[name], prompt[name].expand(batch, -1, -1, -1)], dim=2)
+            for name in PROJECTIONS
+        )
         attended = merge_heads(F.scaled_dot_product_attention(query, key, value))
         out = attention.to_out[0](attended[:, :num_tokens])
         return out, None if last else attention.to_add_out(attended[:, num_tokens:])

@@ -1,0 +1,90 @@
+"""How a block is run: which attention kernel, and compiled or not. Neither changes what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mmaselect.errors import InputError, unknown
+
+#: Kernels of ``scaled_dot_product_attention`` by the name that a config gives them.
+ATTENTION = {
+    'auto': None,
+    'flash': SDPBackend.FLASH_ATTENTION,
+    'efficient': SDPBackend.EFFICIENT_ATTENTION,
+    'cudnn': SDPBackend.CUDNN_ATTENTION,
+    'math': SDPBackend.MATH,
+}
+#: Modes of ``torch.compile``. Those with CUDA graphs are left out: the next pass would overwrite the maps of this one.
+COMPILE = {True: 'default', 'default': 'default', 'max-autotune': 'max-autotune-no-cudagraphs'}
+
+#: Kinds of blocks that are compiled, at most, before torch would fall back to running them as they are.
+RECOMPILE_LIMIT = 64
+
+
+def check_attention(name: str) -> str:
+    """Raises :class:`InputError` if there is no such kernel."""
+    if name not in ATTENTION:
+        raise unknown('attention', name, ATTENTION)
+    return name
+
+
+def check_compile(mode: bool | str) -> str | None:
+    """Reads ``False``, ``True``, ``'default'`` or ``'max-autotune'``.
+
+    Returns:
+        The mode of ``torch.compile``; None for none.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    if mode is False or mode is None:
+        return None
+    if not isinstance(mode, (bool, str)) or mode not in COMPILE:
+        raise unknown('compile', mode, ('False', *map(str, COMPILE)))
+    return COMPILE[mode]
+
+
+def attention_kernel(name: str) -> Callable[[], AbstractContextManager]:
+    """Gives a context in which attention is computed by one kernel, or by none.
+
+    Args:
+        name: Of ``ATTENTION``; ``'auto'`` leaves the choice to torch.
+    """
+    backend = ATTENTION[name]
+    return nullcontext if backend is None else lambda: sdpa_kernel(backend)
+
+
+def compile_block(run: Callable[..., Any], mode: str | None) -> Callable[..., Any]:
+    """Compiles the function that runs a block.
+
+    Blocks of one kind share what is compiled, so that compiling takes as long for 38 blocks as for one.
+
+    Args:
+        run: Runs one block.
+        mode: What :func:`check_compile` returned.
+    """
+    if mode is None:
+        return run
+    compiled = torch.compile(run, mode=mode)
+
+    def run_compiled(*arguments: Any) -> Any:
+        # First, last, dual, read or not, and again once the batch size has changed: more kinds than torch allows for.
+        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+            return compiled(*arguments)
+
+    return run_compiled
+
+
+def missing_kernel(error: RuntimeError, name: str, device: torch.device) -> InputError | None:
+    """Puts into a line that a kernel does not exist for this device, dtype or shape; None for any other error."""
+    if 'No available kernel' not in str(error) and 'No viable backend' not in str(error):
+        return None
+    return InputError(
+        f"attention={name!r} has no kernel for this model on {device.type}: set attention='auto', or another of "
+        f'{", ".join(ATTENTION)}'
+    )
