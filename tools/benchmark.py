@@ -420,14 +420,140 @@ def bench_growth(args, folder):
     return rows
 
 
+def bench_cache(args, folder):
+    """Epochs of the demo's head, with and without the cache, through mmengine's own loop."""
+    from mmengine.config import Config
+    from mmengine.registry import LOOPS
+    from mmengine.runner import EpochBasedTrainLoop
+
+    from mmaselect.hooks.images import find_backbone, unwrap
+
+    class Steps(EpochBasedTrainLoop):
+        """Prepares a training, whose epochs are then run one by one."""
+
+        def run(self):
+            self.runner.call_hook('before_train')
+
+    LOOPS.register_module(module=Steps, force=True)
+    data = folder / 'digits'
+    tool = Path(__file__).parent / 'dataset_converters' / 'prepare_digits.py'
+    subprocess.run([sys.executable, str(tool), str(data)], check=True, stdout=subprocess.DEVNULL)
+    config = Path(__file__).parents[1] / 'configs/demo/dit-nano_linear_bs64-20e_digits-16px.py'
+    runners = []
+    for name, cache in (('cached', dict(dir=str(folder / 'features'))), ('plain', None)):
+        cfg = Config.fromfile(config)
+        cfg.work_dir = str(folder / name)
+        cfg.experiment_name = cfg.visualizer.name = f'benchmark {folder} {name}'
+        cfg.model.backbone.update(timestep=0, cache=cache)
+        cfg.custom_hooks = [dict(type='FeatureCacheHook')] if cache else []
+        cfg.train_cfg = dict(type='Steps', max_epochs=10**6)
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+        cfg.param_scheduler, cfg.log_level = [], 'WARNING'
+        cfg.train_dataloader.dataset.data_root = str(data)
+        cfg.default_hooks.logger.interval = 10**6
+        cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=10**6)
+        cfg = cli.finish_config(cfg, argparse.Namespace(cfg_options=None, no_pin_memory=False))
+        runners.append(cli.build_runner(cfg))
+        runners[-1].train()
+    cached, plain = runners
+    backbone, preprocessor = find_backbone(plain), unwrap(plain).data_preprocessor
+    images = plain.train_dataloader.dataset
+    sample = plain.train_dataloader.collate_fn([images[index] for index in range(64)])
+    expected = torch.stack(backbone(preprocessor(sample, True)['inputs']), 1)
+    features = cached.train_dataloader.dataset
+    found = torch.stack([features[index]['maps'] for index in range(64)]).to(expected)
+    difference = ((found - expected).abs().max() / expected.abs().max()).item()
+    if difference > 2**-8:
+        raise cli.InputError(f'cached features differ by {difference:.2g} of the largest: nothing was timed')
+    mine, other = interleave(args.repeats, cached.train_loop.run_epoch, plain.train_loop.run_epoch)
+    size = sum(path.stat().st_size for path in (folder / 'features').rglob('*.safetensors'))
+    return [
+        Row(
+            "an epoch of the demo's head from the cache", 'the same epoch, features computed', f'{1e3 * mine:.0f} ms',
+            f'{1e3 * other:.0f} ms', other / mine, 20.0,
+            f'{len(images)} images, {size / 1e6:.0f} MB of bfloat16; largest relative difference {difference:.1g}',
+        )
+    ]  # fmt: skip
+
+
+def rank_child(rank, world_size, folder, args):
+    """A rank of a sweep, or all of it: the body of a process of its own, with one thread."""
+    import torch.distributed as torch_dist
+
+    from mmaselect.hooks.ranks import RunnerRanks
+    from mmaselect.selection.criteria import HighFrequencyRatio
+    from mmaselect.selection.search import Batch, Search, run
+
+    torch.set_num_threads(1)
+    store = f'file://{folder}/store{world_size}'
+    torch_dist.init_process_group('gloo', init_method=store, rank=rank, world_size=world_size)
+    model = DiffusionSpec(type='SD3', pretrained=str(folder)).load((Tap(BLOCK, 'query'),))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(args.images, 3, args.size, args.size, generator=generator) * 2 - 1
+    timesteps = torch.linspace(0, 1000, args.timesteps, dtype=torch.float64).tolist()
+
+    def sweep():
+        groups = [range(start, start + 2) for start in range(2 * rank, args.images, 2 * world_size)]
+        batches = (Batch(images[list(group)], group, groups=[group[0] // 2] * 2) for group in groups)
+        return run(Search(model, timesteps, [HighFrequencyRatio(sigma=0.25)], seed=0, ranks=RunnerRanks()), [batches])
+
+    times = []
+    for _ in range(args.repeats + 1):
+        torch_dist.barrier()
+        started = time.perf_counter()
+        result = sweep()
+        times.append(time.perf_counter() - started)
+    if rank == 0:
+        label = 'HFR (sigma 0.25)'
+        print(json.dumps({'seconds': statistics.median(times[1:]), 'curve': result.curve(label),
+                          'choice': result.choice(label), 'blocks': result.block_evaluations}))  # fmt: skip
+    torch_dist.barrier()
+    torch_dist.destroy_process_group()
+    cli.leave()
+
+
+def bench_ranks(args, folder):
+    """A sweep by one process of one thread, and by two of them."""
+    if args.images % 4:
+        raise cli.InputError(f'--images {args.images} is not valid for the row ranks: give a multiple of 4')
+    found = []
+    for world_size in (1, 2):
+        started = [
+            subprocess.Popen(
+                [sys.executable, __file__, '--rank-child', str(rank), str(world_size), '--folder', str(folder),
+                 '--images', str(args.images), '--timesteps', str(args.timesteps), '--size', str(args.size // 2),
+                 '--repeats', str(args.repeats)],
+                stdout=subprocess.PIPE, text=True,
+            )
+            for rank in range(world_size)
+        ]  # fmt: skip
+        outputs = [process.communicate()[0] for process in started]
+        if any(process.returncode for process in started):
+            raise cli.InputError(f'a sweep by {world_size} processes failed')
+        found.append(json.loads(outputs[0].splitlines()[-1]))
+    one, two = found
+    difference = max(abs(a - b) for a, b in zip(one['curve'], two['curve'], strict=True))
+    if difference > 1e-5 or one['choice'] != two['choice'] or one['blocks'] != two['blocks']:
+        raise cli.InputError(f'two processes score {difference:.2g} apart from one')
+    return [
+        Row(
+            f'selection, {args.timesteps} timesteps x {args.images} images, 2 processes', 'one process, a thread each',
+            f'{two["seconds"]:.2f} s', f'{one["seconds"]:.2f} s', one['seconds'] / two['seconds'], 1.8,
+            f'same choice ({one["choice"]:g}), {one["blocks"]} blocks in all; largest difference {difference:.1g}',
+        )
+    ]  # fmt: skip
+
+
 ROWS = {
     'features': bench_features,
     'load': bench_load,
     'sweep': bench_sweep,
+    'ranks': bench_ranks,
     'coarse': bench_coarse,
+    'cache': bench_cache,
     'growth': bench_growth,
 }
-NEED_MODEL = {'features', 'load', 'sweep'}
+NEED_MODEL = {'features', 'load', 'sweep', 'ranks'}
 
 
 def main():
@@ -441,10 +567,14 @@ def main():
     parser.add_argument('--timesteps', type=int, default=4, help='timesteps of the sweep')
     parser.add_argument('--json', help='also write the table here')
     parser.add_argument('--load-child', choices=['ours', 'theirs'], help=argparse.SUPPRESS)
+    parser.add_argument('--rank-child', type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument('--folder', type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.load_child:
         load_child(args.load_child, args.folder, args.size)
+        return
+    if args.rank_child:
+        rank_child(*args.rank_child, args.folder, args)
         return
     for name in ('repeats', 'batch_size', 'images', 'timesteps'):
         if getattr(args, name) < 1:

@@ -13,13 +13,15 @@ from mmaselect.apis.images import Images
 from mmaselect.diffusion.families import FAMILIES
 from mmaselect.diffusion.family import Tap, all_taps, make_alternatives
 from mmaselect.diffusion.loading import Source
-from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align
+from mmaselect.diffusion.memory import Halving, check_batch_size, fit_batch_size
+from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align, pad_to_cells
 from mmaselect.diffusion.noise import pixel_noise, seeded_noise
 from mmaselect.errors import InputError, check_timesteps, unknown
 from mmaselect.progress import progress_bar
 from mmaselect.selection.criteria import build_criterion
 from mmaselect.selection.report import Selection
 from mmaselect.selection.search import (
+    GROUP,
     Batch,
     Search,
     draw_portions,
@@ -74,7 +76,7 @@ def extract(
     noise: str = 'fixed',
     seed: int = 0,
     size: int | None = None,
-    batch_size: int = 16,
+    batch_size: int | str = 'auto',
     progress: bool = False,
 ) -> Tensor | dict[tuple[float, int, str], Tensor]:
     """Reads features.
@@ -90,7 +92,7 @@ def extract(
             own, which depends on nothing but its pixels.
         seed: Of the noise.
         size: Files are scaled and cropped to this many pixels a side; None for what the model was trained on.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; ``'auto'`` measures how many fit memory. What does not fit is halved.
         progress: Show a progress bar.
 
     Returns:
@@ -114,20 +116,28 @@ def extract(
         raise InputError(f'{name} was selected, but the model was not loaded for it')
     source = Images(images, loaded.stride, size or loaded.image_size)
     features: dict[tuple[float, int, str], list[Tensor]] = {(t, *tap): [] for t in timesteps for tap in taps}
-    numbers = range(len(source))
-    batches = source.batches(numbers, batch_size, _device(loaded))
-    total = -(-len(source) // batch_size)
-    for batch in progress_bar(iterable=batches, desc='features', total=total, disable=not progress):
-        latent = loaded.encode(batch.images)
+
+    def read_part(part: Tensor) -> list[Tensor]:
+        latent = loaded.encode(part)
         shape = tuple(latent.shape[1:])
-        own = noise == 'own'
-        drawn = pixel_noise(batch.images, shape, seed) if own else seeded_noise(shape, seed)
+        drawn = pixel_noise(part, shape, seed) if noise == 'own' else seeded_noise(shape, seed)
+        found = {}
         for one in timesteps:
             for tap, value in loaded.iterate(latent, drawn, one):
                 key = (one, *tap)
                 if key in features:
                     value = align(value.float(), _unpadded(source), loaded.stride)
-                    features[key].append((value.mean((2, 3)) if pool else value).cpu())
+                    found[key] = (value.mean((2, 3)) if pool else value).cpu()
+        return [found[key] for key in features]
+
+    read = Halving(read_part)
+    numbers = range(len(source))
+    batch_size = _fit(check_batch_size(batch_size), loaded, source)
+    batches = source.batches(numbers, batch_size, _device(loaded))
+    total = -(-len(source) // batch_size)
+    for batch in progress_bar(iterable=batches, desc='features', total=total, disable=not progress):
+        for key, value in zip(features, read(batch.images), strict=True):
+            features[key].append(value)
     result = {key: torch.cat(parts) for key, parts in features.items()}
     return next(iter(result.values())) if len(result) == 1 else result
 
@@ -147,7 +157,7 @@ def select(
     labels: Tensor | Sequence[int] | None = None,
     seed: int = 0,
     size: int | None = None,
-    batch_size: int = 16,
+    batch_size: int | str = 'auto',
     progress: bool = False,
 ) -> Selection:
     """Selects timestep, and where asked for block and component, on images; no labels are needed.
@@ -168,7 +178,7 @@ def select(
         labels: Class of each image, for ``FisherScore``.
         seed: Draws images and noises.
         size: See :func:`extract`.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; ``'auto'`` measures how many fit memory. What does not fit is halved.
         progress: Show a progress bar.
 
     Returns:
@@ -190,6 +200,8 @@ def select(
     tensor = None if labels is None else torch.as_tensor(labels)
     if tensor is not None and tensor.shape != (len(source),):
         raise InputError(f'labels of shape {tuple(tensor.shape)} do not fit {len(source)} images')
+    draws = max(one.draws for one in criteria.values())
+    batch_size = _fit(check_batch_size(batch_size), loaded, source, GROUP, draws)
     with progress_bar(desc='timestep selection', unit='pass', disable=not progress) as bar:
         finder = Search(
             loaded,
@@ -231,6 +243,12 @@ def _alternatives(
     num_blocks: int, block: int | Sequence[int] | str | None, component: str | Sequence[str]
 ) -> list[tuple[Tap, ...]]:
     return make_alternatives(num_blocks // 2 if block is None else block, component, num_blocks)
+
+
+def _fit(batch_size: int | str, model: FrozenDiffusion, source: Images, group: int = 1, draws: int = 1) -> int:
+    if batch_size != 'auto':
+        return batch_size
+    return fit_batch_size(model, pad_to_cells(source[0][None], model.stride)[0], group, draws)
 
 
 def _device(model: FrozenDiffusion) -> torch.device:

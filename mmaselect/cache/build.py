@@ -24,6 +24,7 @@ from mmaselect.cache.samples import SampleForm
 from mmaselect.cache.settings import CacheSettings
 from mmaselect.cache.store import SHARD_BYTES, FeatureStore
 from mmaselect.diffusion.loading import parse_dtype
+from mmaselect.diffusion.memory import Halving
 from mmaselect.errors import InputError
 from mmaselect.files import write_json
 from mmaselect.hooks.images import read_seeded
@@ -86,6 +87,8 @@ class FeatureCache:
         name = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
         self.store = FeatureStore(f'{settings.dir}/{name[:16]}')
         self.form: SampleForm | None = None
+        dtype = parse_dtype(settings.dtype)
+        self._run = Halving(lambda images: [torch.stack(backbone(images), 1).to(dtype).cpu()])
 
     def _describe(self, config: dict[str, Any], preprocessor_config: dict[str, Any]) -> dict[str, Any]:
         backbone, spec = self.backbone, self.backbone.spec
@@ -229,7 +232,7 @@ class FeatureCache:
         training = self.backbone.training
         # As in evaluation: noise='fresh' then gives each view a noise of its own that depends on nothing but it.
         self.backbone.eval()
-        maps = torch.stack(self.backbone(data['inputs']), 1).to(parse_dtype(self.settings.dtype)).cpu()
+        (maps,) = self._run(data['inputs'])
         self.backbone.train(training)
         if not torch.isfinite(maps).all():
             raise InputError(

@@ -139,13 +139,25 @@ class FeatureStore:
         Returns:
             Tensors by name, (rows, ...), copied out of the mapped files.
         """
-        rows = []
-        for key in keys:
+        places: dict[str, tuple[list[int], list[int]]] = {}
+        for position, key in enumerate(keys):
             name, row = self._rows[key]
+            positions, rows = places.setdefault(name, ([], []))
+            positions.append(position)
+            rows.append(row)
+        count = sum(len(positions) for positions, _ in places.values())
+        read: dict[str, Tensor] = {}
+        for name, (positions, rows) in places.items():
             if name not in self._maps:
                 self._maps[name] = self._map(name)
-            rows.append({field: tensor[row] for field, tensor in self._maps[name].items()})
-        return {field: torch.stack([row[field] for row in rows]) for field in rows[0]}
+            for field, tensor in self._maps[name].items():
+                found = tensor.index_select(0, torch.tensor(rows))
+                if len(places) == 1:
+                    read[field] = found
+                    continue
+                out = read.setdefault(field, tensor.new_empty(count, *tensor.shape[1:]))
+                out[positions] = found
+        return read
 
     def require(self, num_bytes: int, limit: float | None) -> None:
         """Refuses to begin what cannot be finished.

@@ -164,7 +164,7 @@ def probe(
     result = ProbeResult(timesteps)
     read, started = {}, time.perf_counter()
     for name, dataset in splits.items():
-        images = RunnerImages(runner, dataset, 'val', 32, seed, labels=True)
+        images = RunnerImages(runner, dataset, 'val', 'auto', seed, labels=True)
         total = -(-len(images) // images.batch_size)
         with progress_bar(total=total, desc=f'features of {name}', disable=not progress) as bar:
             read[name] = read_features(images, timesteps, taps, noise, seed, bar.update)

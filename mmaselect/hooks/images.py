@@ -13,8 +13,9 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmaselect.backbones import ASelectDiT
+from mmaselect.diffusion.memory import fit_batch_size
 from mmaselect.errors import InputError
-from mmaselect.selection.search import Batch, fit_groups
+from mmaselect.selection.search import GROUP, Batch, fit_groups
 
 
 class RunnerImages:
@@ -26,9 +27,10 @@ class RunnerImages:
         pipeline: Transforms: a list, ``'val'`` for those of ``val_dataloader``, or ``'train'`` for the data set's own
             under a fixed seed. None takes ``'val'``, but ``'train'`` in segmentation, whose validation images have
             many sizes and its training crops one.
-        batch_size: Images per batch.
+        batch_size: Images per batch; ``'auto'`` for as many as fit memory.
         seed: Of random transforms.
         labels: Whether to read labels.
+        draws: Passes that are in memory together, for ``batch_size='auto'``.
     """
 
     def __init__(
@@ -36,9 +38,10 @@ class RunnerImages:
         runner: Runner,
         dataset: Any,
         pipeline: Sequence[dict[str, Any]] | str | None = None,
-        batch_size: int = 16,
+        batch_size: int | str = 'auto',
         seed: int = 0,
         labels: bool = False,
+        draws: int = 1,
     ) -> None:
         self.backbone, self.preprocessor = find_backbone(runner), unwrap(runner).data_preprocessor
         self.dataset, self.seed, self.labels = dataset, seed, labels
@@ -49,7 +52,12 @@ class RunnerImages:
         if self.pipeline != 'given':
             self.transforms = _evaluation_pipeline(runner.cfg) if pipeline == 'val' else None
         # In whole groups, so that the number of ranks cannot change which images are centred together.
-        self.group, self.batch_size = fit_groups(batch_size)
+        self.group, self.batch_size = GROUP, GROUP
+        if batch_size != 'auto':
+            self.group, self.batch_size = fit_groups(batch_size)
+        elif len(self):
+            first = next(self.batches([0])).images[0]
+            self.batch_size = fit_batch_size(self.backbone.diffusion, first, GROUP, draws)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -15,6 +15,7 @@ from mmengine.runner import BaseLoop, Runner
 
 from mmaselect.backbones import ASelectDiT
 from mmaselect.diffusion.family import AUTO_COMPONENTS, Tap, all_taps
+from mmaselect.diffusion.memory import check_batch_size
 from mmaselect.errors import InputError, unknown
 from mmaselect.hooks.images import RunnerImages, check_normalisation, find_backbone, unwrap
 from mmaselect.hooks.ranks import RunnerRanks
@@ -48,7 +49,7 @@ class TimestepSelectionHook(Hook):
         timesteps: ``dict(start, stop, num)``, both ends included, or a list; each in [0, 1000].
         num_images: Training images to select on, drawn without replacement; None for all. ``'auto'`` begins with 64
             and doubles them (up to 4,096) until ``stability`` is reached.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; ``'auto'`` measures how many fit memory. What does not fit is halved.
         compare: Criteria to compute beside ``criterion``, for the report. The noise-consistent ones cost a second
             pass per timestep; an empty list saves it if ``criterion`` is not one of them.
         pipeline: Transforms for the images: a list, ``'val'`` for those of ``val_dataloader``, or ``'train'`` for the
@@ -73,7 +74,7 @@ class TimestepSelectionHook(Hook):
         criterion: dict[str, Any] | None = None,
         timesteps: dict[str, Any] | Sequence[float] | None = None,
         num_images: int | str | None = 256,
-        batch_size: int = 16,
+        batch_size: int | str = 'auto',
         compare: Sequence[dict[str, Any]] = COMPARED,
         pipeline: Sequence[dict[str, Any]] | str | None = None,
         seed: int = 0,
@@ -82,11 +83,11 @@ class TimestepSelectionHook(Hook):
         blocks: Sequence[int] | None = None,
         components: Sequence[str] | None = None,
     ) -> None:
-        for name, value in (('num_images', num_images), ('batch_size', batch_size)):
-            if name == 'num_images' and value in (None, 'auto'):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f'{name}={value!r} is not valid: give a whole number of at least 1')
+        check_batch_size(batch_size)
+        if num_images not in (None, 'auto') and (
+            isinstance(num_images, bool) or not isinstance(num_images, int) or num_images < 1
+        ):
+            raise InputError(f'num_images={num_images!r} is not valid: give a whole number of at least 1')
         if isinstance(pipeline, str) and pipeline not in ('val', 'train'):
             raise unknown('pipeline', pipeline, ('val', 'train'))
         self.config = dict(criterion or dict(type='HighFrequencyRatio', sigma=0.25))
@@ -100,7 +101,7 @@ class TimestepSelectionHook(Hook):
         if isinstance(stability, bool) or not isinstance(stability, (int, float)) or not 0 < stability <= 1:
             raise InputError(f'stability={stability!r} is not valid: give a share in (0, 1]')
         centred = [criterion.label for criterion in self.criteria.values() if getattr(criterion, 'centred', False)]
-        if centred and batch_size < 2:
+        if centred and batch_size == 1:
             raise InputError(f'batch_size={batch_size} is too small: {centred[0]} needs at least 2 images at once')
         self.search, self.stability = search, stability
         self.blocks, self.components = blocks, components
@@ -172,7 +173,8 @@ class TimestepSelectionHook(Hook):
         timesteps = self.timesteps if backbone.configured_timesteps is None else sorted(backbone.configured_timesteps)
         labels = any(criterion.needs_labels for criterion in self.criteria.values())
         dataset = runner.train_dataloader.dataset
-        images = RunnerImages(runner, dataset, self.pipeline, self.batch_size, self.seed, labels)
+        draws = max(criterion.draws for criterion in self.criteria.values())
+        images = RunnerImages(runner, dataset, self.pipeline, self.batch_size, self.seed, labels, draws)
         portions = draw_portions(len(images), self.num_images, self.seed)
         runner.logger.info(
             f'selecting by {self.criterion.label}: {sum(map(len, portions))} images'
@@ -257,6 +259,7 @@ class TimestepSelectionHook(Hook):
                 'timesteps': self.timesteps,
                 'num_images': self.num_images,
                 'pipeline': images.pipeline,
+                'batch_size': images.batch_size,
             },
             data=_describe_data(runner),
             world_size=dist.get_world_size(),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmaselect.diffusion.family import Tap
+from mmaselect.diffusion.memory import is_out_of_memory
 from mmaselect.diffusion.model import FrozenDiffusion
 from mmaselect.diffusion.noise import seeded_noise
 from mmaselect.errors import InputError, check_timestep, unknown
@@ -533,11 +534,6 @@ def sweep(
 ) -> Sweep:
     """Scores every timestep on all images, in one process; arguments as of :class:`Search`."""
     return run(Search(model, timesteps, criteria, seed=seed, on_pass=on_pass), [batches])
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory is used up, on an accelerator or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or 'DefaultCPUAllocator: can' in str(error)
 
 
 def _halve(batch: Batch, latent: Tensor | None, groups: Sequence[int]) -> list[tuple[Batch, Tensor | None]]:

@@ -131,7 +131,7 @@ def test_constants_do_not_grow_with_the_timesteps():
 
 def test_constants_follow_the_model_to_another_dtype():
     model = load('DiT')
-    expected = load('DiT', dtype='bfloat16')(noisy('DiT').bfloat16(), 300.0)
+    expected = load('DiT').to(torch.bfloat16)(noisy('DiT').bfloat16(), 300.0)
     model(noisy('DiT'), 300.0)
     read = model.to(torch.bfloat16)(noisy('DiT').bfloat16(), 300.0)
     assert all(torch.equal(read[tap], expected[tap]) for tap in expected)

@@ -96,7 +96,7 @@ def test_every_image_is_encoded_once_and_every_block_counted(monkeypatch):
     encoded, blocks = [], []
     model.encoder.register_forward_hook(lambda _, args, __: encoded.append(len(args[0])))
     for block in model.family.transformer.transformer_blocks:
-        block.norm1.register_forward_hook(lambda _, args, __: blocks.append(len(args[0])))
+        block.norm1.norm.register_forward_hook(lambda _, args, __: blocks.append(len(args[0])))
     passes = []
     result = sweep(model, batches(4), TIMESTEPS, [NoiseConsistentHFR()], on_pass=lambda: passes.append(1))
     assert sum(encoded) == result.encoder_runs == result.num_images == 6

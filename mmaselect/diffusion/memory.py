@@ -1,0 +1,138 @@
+"""How many images fit memory at once: measured before, and halved where it was too many."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmaselect.diffusion.model import FrozenDiffusion
+from mmaselect.errors import InputError
+
+logger = logging.getLogger('mmaselect')
+
+#: Images per pass beyond which an accelerator, or a CPU, gains nothing.
+MOST = {'cuda': 64, 'cpu': 16}
+#: Share of the free memory that a pass may take: the allocator and other processes want some, too.
+SHARE = 0.5
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory is used up, on an accelerator or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or 'DefaultCPUAllocator: can' in str(error)
+
+
+@torch.no_grad()
+def fit_batch_size(model: FrozenDiffusion, image: Tensor, group: int = 1, draws: int = 1) -> int:
+    """Measures what a pass of a few images takes, and says how many fit.
+
+    Args:
+        model: On its device.
+        image: (3, H, W) in [-1, 1]; its size counts, not its content.
+        group: Images that must stay together.
+        draws: Passes whose maps are in memory together.
+
+    Returns:
+        Images per batch: ``group`` times a power of two, at most ``MOST``. Where memory cannot be measured, or so much
+        of it is free, that.
+    """
+    device = next(model.parameters()).device
+    most = max(MOST.get(device.type, MOST['cuda']), group)
+    images = image.expand(group, -1, -1, -1).to(device)
+
+    def passes() -> None:
+        latent = model.encode(images)
+        noise = torch.zeros_like(latent)
+        for _ in zip(*(model.iterate(latent, noise, 0.0) for _ in range(draws)), strict=True):
+            pass
+
+    measured = (_measure_cuda if device.type == 'cuda' else _measure_cpu)(passes)
+    if measured is None:
+        return most // group * group
+    taken, free = measured
+    size = group
+    while 2 * size <= most and 2 * size / group * taken <= SHARE * free:
+        size *= 2
+    return size
+
+
+def _measure_cuda(work: Callable[[], None]) -> tuple[int, int]:
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before, torch.cuda.mem_get_info()[0]
+
+
+def _measure_cpu(work: Callable[[], None]) -> tuple[int, int] | None:
+    """Bytes that work takes at its peak and bytes that are free; None where the system does not say."""
+    try:
+        # Sets the peak back to what is in use now (Linux).
+        Path('/proc/self/clear_refs').write_text('5')
+        before = _read_kilobytes('/proc/self/status', 'VmRSS')
+        work()
+        taken = _read_kilobytes('/proc/self/status', 'VmHWM') - before
+        return 1024 * max(taken, 0), 1024 * _read_kilobytes('/proc/meminfo', 'MemAvailable')
+    except OSError:
+        return None
+
+
+def _read_kilobytes(file: str, field: str) -> int:
+    for line in Path(file).read_text().splitlines():
+        if line.startswith(f'{field}:'):
+            return int(line.split()[1])
+    raise OSError(f'{file} has no {field}')
+
+
+class Halving:
+    """Runs a function on batches, in parts where memory does not suffice for the whole.
+
+    Args:
+        run: From images (B, ...) to tensors of the same batch.
+    """
+
+    def __init__(self, run: Callable[[Tensor], list[Tensor]]) -> None:
+        self.run = run
+        self.most: int | None = None
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Gives what ``run`` would give for the whole batch.
+
+        Args:
+            images: (B, ...).
+
+        Returns:
+            Tensors (B, ...).
+
+        Raises:
+            InputError: If a single image does not fit.
+        """
+        if self.most is None or len(images) <= self.most:
+            try:
+                return self.run(images)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Behind the handler, whose traceback keeps the tensors of the failed attempt alive.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if len(images) == 1:
+                raise InputError('a single image does not fit memory: use smaller images, or a smaller dtype')
+            self.most = -(-len(images) // 2)
+            logger.warning('%d images at once do not fit memory: going on with %d', len(images), self.most)
+        parts = [self(part) for part in images.split(self.most)]
+        return [torch.cat(values) for values in zip(*parts, strict=True)]
+
+
+def check_batch_size(batch_size: int | str) -> int | str:
+    """Raises :class:`InputError` unless it is ``'auto'`` or a whole number of at least 1."""
+    if batch_size == 'auto':
+        return batch_size
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size={batch_size!r} is not valid: give a whole number of at least 1, or 'auto'")
+    return batch_size
