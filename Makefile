@@ -1,5 +1,6 @@
 # make demo   sets up and runs the demo          make test   sets up and passes the tests
-# make lint   ruff                               make clean  removes what the others made
+# make soak   runs the harnesses in full          make lint   ruff
+# make clean  removes what the others made
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ STAMP := $(VENV)/.installed
 EXTRAS := lite,mmpretrain,mmseg,demo,prompt,tests
 INPUTS := setup.py pyproject.toml $(wildcard requirements/*.txt)
 
-.PHONY: demo test lint clean
+.PHONY: demo test soak lint clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py
@@ -16,6 +17,10 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# The harnesses in full: every tool killed twenty times, four ranks, long runs.
+soak: $(STAMP)
+	$(BIN)/python -m pytest tests/test_faults.py tests/test_long_runs.py --soak -s
 
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -7,6 +7,7 @@ import atexit
 import os
 import sys
 import traceback
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 from mmaselect.errors import InputError  # re-exported: tools raise it
+from mmaselect.files import remove_abandoned
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
@@ -46,20 +48,38 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except Exception as error:
-        line = find_input_error(error) or describe_data_error(error)
+        line = find_input_error(error) or describe_data_error(error) or describe_lost_rank(error)
         if line is None:
             raise
         sys.stderr.write(f'error: {line}\n')
         sys.stderr.flush()
+        leave(2)
         sys.exit(2)
     leave()
 
 
-def leave() -> None:
-    """Ends a rank of a finished CPU run without tearing the interpreter down.
+def describe_lost_rank(error: BaseException) -> str | None:
+    """Puts into one line that another process of the run is gone; None for any other error."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()) or not isinstance(error, RuntimeError):
+        return None
+    signs = ('Connection closed by peer', 'Connection reset by peer', 'Broken pipe', 'Timed out', 'NCCL', 'timed out')
+    if not any(sign in str(error) for sign in signs):
+        return None
+    return (
+        f'rank {distributed.get_rank()} of {distributed.get_world_size()} stops, because another one has ended or does '
+        f'not answer; its own output says why ({" ".join(str(error).split())[:200]})'
+    )
+
+
+def leave(code: int = 0) -> None:
+    """Ends a rank of a CPU run without tearing the interpreter down.
 
     A wrapped model keeps the process group alive after it was destroyed, and gloo's threads with it; one that runs
-    while the interpreter is taken apart now and then aborts a run that has succeeded.
+    while the interpreter is taken apart now and then aborts a run that has succeeded, or waits for a rank that is gone.
+
+    Args:
+        code: Exit status.
     """
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == 'gloo':
@@ -67,7 +87,7 @@ def leave() -> None:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(code)
 
 
 def base_parser(description: str) -> argparse.ArgumentParser:
@@ -128,6 +148,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    remove_abandoned(cfg.work_dir)
     return cfg
 
 
@@ -153,7 +174,46 @@ def merge_resume(cfg: Config, resume: str | None) -> None:
     if resume != 'auto' and not Path(resume).is_file():
         raise InputError(f'--resume {resume!r} is not a file')
     cfg.resume = True
-    cfg.load_from = None if resume == 'auto' else resume
+    cfg.load_from = latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+
+
+def latest_checkpoint(work_dir: str | Path) -> str | None:
+    """The checkpoint to resume from: the one that ``last_checkpoint`` names, or else the newest that can be read.
+
+    mmengine writes both files in place, so that a run that was killed may leave either of them cut off.
+
+    Args:
+        work_dir: Of the run.
+
+    Returns:
+        Its path; None if there is none.
+    """
+    folder = Path(work_dir)
+    named = folder / 'last_checkpoint'
+    try:
+        first = [Path(named.read_text(encoding='utf-8').strip() or named)]
+    except (OSError, UnicodeDecodeError):
+        first = []
+    # A work directory may have been moved since.
+    first += [folder / path.name for path in first]
+    newest = sorted(folder.glob('*.pth'), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in [*first, *newest]:
+        if path.suffix == '.pth' and _is_whole(path):
+            if path not in first:
+                sys.stderr.write(f'{named} names no checkpoint that can be read: resuming from {path}\n')
+            return str(path)
+    # mmengine would resume from whatever it names.
+    named.unlink(missing_ok=True)
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint is a whole zip file, each of whose entries has its checksum."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError):
+        return False
 
 
 def finish_config(cfg: Config, args: argparse.Namespace, persistent_workers: bool = True) -> Config:

@@ -19,6 +19,17 @@ import mmaselect  # noqa: F401  (applies compat before anything imports torchvis
 THREADS = 1 if 'PYTEST_XDIST_WORKER' in os.environ else 2
 torch.set_num_threads(THREADS)
 
+
+def pytest_addoption(parser):
+    parser.addoption('--soak', action='store_true', help='run the harnesses in full: kills, ranks, long runs')
+
+
+@pytest.fixture
+def soak(request):
+    """Whether the harnesses run in full."""
+    return request.config.getoption('--soak')
+
+
 #: Real architectures, scaled down: every switch of the real model that changes the code path is kept.
 TINY = {
     'SD3': dict(

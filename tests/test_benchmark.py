@@ -8,6 +8,7 @@ import json
 
 import pytest
 from conftest import ROOT, error_line
+from mmengine.registry import DefaultScope
 
 from mmaselect.diffusion.family import Tap
 from mmaselect.diffusion.model import DiffusionSpec
@@ -73,6 +74,31 @@ def test_what_is_read_is_what_is_built(benchmark, folder, monkeypatch):
     sizes = [load(block) for block in (5, 6, 7)]
     # One more block is as much more, wherever it is added.
     assert sizes[1] - sizes[0] == sizes[2] - sizes[1] > 0
+
+
+def test_an_epoch_from_the_cache_runs_no_block(benchmark, tmp_path, monkeypatch):
+    from mmaselect.diffusion.model import FrozenDiffusion
+
+    runs, iterate = [], FrozenDiffusion.iterate
+
+    def counted(self, latent, noise, timestep):
+        runs[-1] += len(latent)
+        return iterate(self, latent, noise, timestep)
+
+    def once(repeats, *works):
+        for work in works:
+            runs.append(0)
+            work()
+        return [1.0, 30.0]
+
+    monkeypatch.setattr(FrozenDiffusion, 'iterate', counted)
+    monkeypatch.setattr(benchmark, 'interleave', once)
+    runs.append(0)
+    (row,) = benchmark.bench_cache(ARGS, tmp_path)
+    # 1,200 images for the cache, 64 to compare; then an epoch with it, and one without.
+    assert runs == [1264, 0, 1200]
+    assert (row.ratio, row.met) == (30, True)
+    DefaultScope._instance_dict.clear()
 
 
 def test_growth_is_fitted_on_a_logarithmic_scale(benchmark):

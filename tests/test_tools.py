@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import DEMO as CONFIG
-from conftest import ROOT, error_line, options, run_tool
+from conftest import ROOT, THREADS, error_line, options, run_tool
 from safetensors import safe_open
 
 EPOCHS = re.compile(r'Epoch\(train\)\s+\[\s*(\d+)\]')
@@ -102,7 +102,7 @@ def test_a_checkpoint_over_other_frozen_weights(trained, digits, tmp_path):
 
 def start_and_kill(command, ready, timeout=180):
     """Starts a process of its own group and ends it by SIGKILL as soon as ``ready()``."""
-    env = {**os.environ, 'OMP_NUM_THREADS': '2'}
+    env = {**os.environ, 'OMP_NUM_THREADS': str(THREADS)}
     process = subprocess.Popen(
         [sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
         start_new_session=True,
@@ -116,21 +116,6 @@ def start_and_kill(command, ready, timeout=180):
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-
-
-def test_resuming_after_sigkill(digits, tmp_path):
-    command = ['train.py', CONFIG, '--work-dir', tmp_path, *options(digits, **{'train_cfg.max_epochs': 6})]
-    first = tmp_path / 'epoch_2.pth'
-    start_and_kill([ROOT / 'tools' / command[0], *command[1:]], first.exists)
-    selection = (tmp_path / 'selection.json').read_bytes()
-    latest = int(re.search(r'epoch_(\d+)', (tmp_path / 'last_checkpoint').read_text())[1])
-    done = run_tool(*command, '--resume')
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert 'timestep 0 comes with the checkpoint: nothing to select' in done.stdout
-    assert 'selecting the timestep' not in done.stdout
-    assert (tmp_path / 'selection.json').read_bytes() == selection
-    assert int(EPOCHS.search(done.stdout)[1]) == latest + 1
-    assert (tmp_path / 'epoch_6.pth').exists()
 
 
 def test_resuming_after_sigkill_between_selection_and_the_first_checkpoint(digits, tmp_path):

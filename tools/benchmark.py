@@ -179,6 +179,42 @@ def bench_features(args, folder):
     ]  # fmt: skip
 
 
+#: What a config can ask for, and how far from eager float32 it may be: largest relative error of a map.
+WORDS = {'compile=True': (dict(compile=True), 1e-5), "dtype='bfloat16'": (dict(dtype='bfloat16'), 2e-2)}
+
+
+def bench_words(args, folder):
+    """The same features, compiled and in half precision."""
+    tap, device = Tap(BLOCK, 'query'), torch.device(args.device)
+
+    def load(**options):
+        spec = DiffusionSpec(type='SD3', pretrained=str(folder), device=args.device, **options)
+        return spec.load((tap,))
+
+    eager = load()
+    latent = torch.randn(args.batch_size, 16, args.size // 8, args.size // 8, device=device)
+    noise = torch.zeros_like(latent)
+    expected = eager(latent, noise, 0.0)[tap]
+    rows = []
+    for name, (options, allowed) in WORDS.items():
+        model = load(**options)
+        started = time.perf_counter()
+        found = model(latent, noise, 0.0)[tap].float()
+        first = time.perf_counter() - started
+        difference = ((found - expected).norm() / expected.norm()).item()
+        if difference > allowed:
+            raise cli.InputError(f'with {name} the features differ by {difference:.2g}: nothing was timed')
+        works = [lambda model=model: model(latent, noise, 0.0) for model in (model, eager)]
+        mine, other = interleave(args.repeats, *works)
+        rows.append(
+            Row(
+                f'features of block {BLOCK}, {name}', 'eager, float32', f'{mine:.3f} s', f'{other:.3f} s', other / mine,
+                1.0, f'relative error {difference:.1g}; the first pass takes {first:.1f} s',
+            )
+        )  # fmt: skip
+    return rows
+
+
 def read_status(field):
     """A field of /proc/self/status, in bytes."""
     for line in Path('/proc/self/status').read_text().splitlines():
@@ -546,6 +582,7 @@ def bench_ranks(args, folder):
 
 ROWS = {
     'features': bench_features,
+    'words': bench_words,
     'load': bench_load,
     'sweep': bench_sweep,
     'ranks': bench_ranks,
@@ -553,7 +590,7 @@ ROWS = {
     'cache': bench_cache,
     'growth': bench_growth,
 }
-NEED_MODEL = {'features', 'load', 'sweep', 'ranks'}
+NEED_MODEL = {'features', 'words', 'load', 'sweep', 'ranks'}
 
 
 def main():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from torch.nn import functional as F
 from mmaselect.diffusion.families import SiT
 from mmaselect.diffusion.families.dit import FREQUENCY_SHIFT
 from mmaselect.diffusion.latent import PixelEncoder
-from mmaselect.diffusion.loading import parse_dtype
-from mmaselect.files import write_json
+from mmaselect.diffusion.loading import WEIGHTS, parse_dtype
+from mmaselect.files import atomic_path, write_json
 
 
 @MODELS.register_module()
@@ -84,16 +83,17 @@ class FlowMatching(BaseModel):
         Returns:
             The safetensors file.
         """
+        from safetensors.torch import save_file
+
         target = Path(folder) / 'transformer'
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-            self.transformer.save_pretrained(temporary)
-            if self.frequency_shift is not None:
-                # Not a field of diffusers' class, so save_pretrained does not know of it.
-                config = Path(temporary) / 'config.json'
-                content = json.loads(config.read_text(encoding='utf-8'))
-                write_json(config, {**content, FREQUENCY_SHIFT: self.frequency_shift})
-            files = sorted(Path(temporary).iterdir())
-            for file in files:
-                file.replace(target / file.name)
-        return target / 'diffusion_pytorch_model.safetensors'
+        file = target / f'{WEIGHTS}.safetensors'
+        # What save_pretrained writes; but that leaves half of it behind where it is killed.
+        config = json.loads(self.transformer.to_json_string())
+        if self.frequency_shift is not None:
+            # Not a field of diffusers' class, which does not know of it.
+            config[FREQUENCY_SHIFT] = self.frequency_shift
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.transformer.state_dict().items()}
+        with atomic_path(file) as temporary:
+            save_file(tensors, temporary, {'format': 'pt'})
+        write_json(target / 'config.json', config)
+        return file

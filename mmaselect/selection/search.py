@@ -286,12 +286,18 @@ class Search:
 
     def _guard(self, work: Callable[[], None]) -> None:
         # A rank that stopped alone would leave the others waiting in the reduction.
-        started, error = time.perf_counter(), None
+        started, error, failed = time.perf_counter(), None, None
         try:
             work()
         except InputError as caught:
             error = str(caught)
-        self.ranks.check(error)
+        except Exception as caught:
+            error, failed = f'a rank stopped: {type(caught).__name__}: {caught}', caught
+        try:
+            self.ranks.check(error)
+        except InputError as line:
+            # Where it happened, with its traceback.
+            raise line if failed is None else failed from None
         self._seconds += time.perf_counter() - started
 
     def _add(self, batches: Iterable[Batch], positions: Sequence[int]) -> None:
