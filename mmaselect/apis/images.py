@@ -11,6 +11,7 @@ from torch import Tensor
 from mmaselect.diffusion.model import pad_to_cells
 from mmaselect.errors import InputError
 from mmaselect.selection.search import Batch
+from mmaselect.unreadable import Unreadable
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm')
 
@@ -73,8 +74,12 @@ class Images:
 
         try:
             with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file).convert('RGB')
-        except OSError as error:
+                image = ImageOps.exif_transpose(file)
+                if image.mode.startswith('I'):
+                    # Pillow would cut 16 bits off at 255.
+                    image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+                image = image.convert('RGB')
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(f'{path} cannot be read as an image: {error}') from error
         image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 127.5 - 1
@@ -87,6 +92,7 @@ class Images:
         labels: Tensor | None = None,
         group: int = 1,
         first_group: int = 0,
+        unreadable: Unreadable | None = None,
     ) -> Iterator[Batch]:
         """Stacks images.
 
@@ -97,16 +103,29 @@ class Images:
             labels: Of all images, (N,).
             group: Images per group.
             first_group: Number of the first group.
+            unreadable: Gets what cannot be read, which is passed over; None raises instead.
 
         Yields:
             Batches with images (B, 3, H', W') in [-1, 1], H' and W' multiples of the stride.
         """
         for start in range(0, len(indices), batch_size):
             part = indices[start : start + batch_size]
-            stacked = torch.stack([self[index] for index in part]).to(device)
+            read = {}
+            for place, index in enumerate(part):
+                if unreadable is None:
+                    read[place] = self[index]
+                    continue
+                unreadable.total += 1
+                try:
+                    read[place] = self[index]
+                except InputError as error:
+                    unreadable.add(self.names[index], error)
+            if not read:
+                continue
+            kept = [part[place] for place in read]
             yield Batch(
-                pad_to_cells(stacked, self.stride),
-                list(part),
-                None if labels is None else labels[list(part)],
-                [first_group + position // group for position in range(start, start + len(part))],
+                pad_to_cells(torch.stack(list(read.values())).to(device), self.stride),
+                kept,
+                None if labels is None else labels[kept],
+                [first_group + (start + place) // group for place in read],
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from mmaselect.selection.search import (
     number_groups,
     run,
 )
+from mmaselect.unreadable import SHARE, Unreadable
 
 #: What decides where the user does not say; see docs/selection.md.
 RECOMMENDED = dict(type='NoiseConsistentHFR', sigma=0.25, centred=True)
@@ -159,6 +161,7 @@ def select(
     size: int | None = None,
     batch_size: int | str = 'auto',
     progress: bool = False,
+    max_unreadable: float = SHARE,
 ) -> Selection:
     """Selects timestep, and where asked for block and component, on images; no labels are needed.
 
@@ -180,6 +183,8 @@ def select(
         size: See :func:`extract`.
         batch_size: Images per forward pass; ``'auto'`` measures how many fit memory. What does not fit is halved.
         progress: Show a progress bar.
+        max_unreadable: Share of the files that may be unreadable: they are passed over, counted and listed in the log
+            (logger ``mmaselect``). 0 raises at the first. (:func:`extract` always does: its rows are the images.)
 
     Returns:
         The selection: ``timestep``, ``block``, ``component``; ``table()`` and ``save(folder)`` report it.
@@ -200,6 +205,7 @@ def select(
     tensor = None if labels is None else torch.as_tensor(labels)
     if tensor is not None and tensor.shape != (len(source),):
         raise InputError(f'labels of shape {tuple(tensor.shape)} do not fit {len(source)} images')
+    unreadable = Unreadable(max_unreadable)
     draws = max(one.draws for one in criteria.values())
     batch_size = _fit(check_batch_size(batch_size), loaded, source, GROUP, draws)
     with progress_bar(desc='timestep selection', unit='pass', disable=not progress) as bar:
@@ -213,19 +219,26 @@ def select(
             bar.update,
             keep=search == 'coarse-to-fine',
         )
-        portions = _portions(source, draw_portions(len(source), num_images, seed), batch_size, _device(loaded), tensor)
+        drawn = draw_portions(len(source), num_images, seed)
+        portions = _portions(source, drawn, batch_size, _device(loaded), tensor, unreadable)
         result = run(finder, portions, search, stability if num_images == 'auto' else None)
+    unreadable.report(logging.getLogger('mmaselect'))
     selection = Selection(result, next(iter(criteria)), config)
     selection.check()
     return selection
 
 
 def _portions(
-    source: Images, portions: Sequence[Sequence[int]], batch_size: int, device: torch.device, labels: Tensor | None
+    source: Images,
+    portions: Sequence[Sequence[int]],
+    batch_size: int,
+    device: torch.device,
+    labels: Tensor | None,
+    unreadable: Unreadable,
 ) -> Iterable[Iterable[Batch]]:
     group, size = fit_groups(batch_size)
     for indices, first in number_groups(portions, group):
-        yield source.batches(indices, size, device, labels, group, first)
+        yield source.batches(indices, size, device, labels, group, first, unreadable)
 
 
 def _to_dict(model: dict[str, Any] | str | Path) -> dict[str, Any]:
@@ -248,7 +261,9 @@ def _alternatives(
 def _fit(batch_size: int | str, model: FrozenDiffusion, source: Images, group: int = 1, draws: int = 1) -> int:
     if batch_size != 'auto':
         return batch_size
-    return fit_batch_size(model, pad_to_cells(source[0][None], model.stride)[0], group, draws)
+    # Files are all scaled to one size, and the first may be unreadable.
+    size = (source.size, source.size) if source.tensor is None else tuple(source.tensor.shape[2:])
+    return fit_batch_size(model, pad_to_cells(torch.zeros(1, 3, *size), model.stride)[0], group, draws)
 
 
 def _device(model: FrozenDiffusion) -> torch.device:

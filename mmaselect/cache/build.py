@@ -19,7 +19,7 @@ import mmaselect.diffusion
 from mmaselect.backbones import ASelectDiT
 from mmaselect.backbones import aselect as backbone_module
 from mmaselect.cache.dataset import MAPS, CachedFeatures
-from mmaselect.cache.fingerprint import fingerprint, source_of
+from mmaselect.cache.fingerprint import UnreadableFile, fingerprint, source_of
 from mmaselect.cache.samples import SampleForm
 from mmaselect.cache.settings import CacheSettings
 from mmaselect.cache.store import SHARD_BYTES, FeatureStore
@@ -30,6 +30,7 @@ from mmaselect.files import write_json
 from mmaselect.hooks.images import read_seeded
 from mmaselect.hooks.ranks import all_ranks
 from mmaselect.progress import progress_bar
+from mmaselect.unreadable import Unreadable
 
 #: Another version of one of these may make other pixels or other features of the same image.
 PACKAGES = (
@@ -87,6 +88,8 @@ class FeatureCache:
         name = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
         self.store = FeatureStore(f'{settings.dir}/{name[:16]}')
         self.form: SampleForm | None = None
+        self.unreadable = Unreadable(settings.max_unreadable)
+        self._broken: set[str] = set()
         dtype = parse_dtype(settings.dtype)
         self._run = Halving(lambda images: [torch.stack(backbone(images), 1).to(dtype).cpu()])
 
@@ -136,7 +139,10 @@ class FeatureCache:
         with all_ranks():
             self.store.refresh()
             views = self._views()
-            keys = [[_key(sample, view, self.settings.seed) for view in range(views)] for sample in samples]
+            keys = [
+                [] if sample is None else [_key(sample, view, self.settings.seed) for view in range(views)]
+                for sample in samples
+            ]
             # An image that a data set repeats is computed once.
             places = {key: (index, view) for index, own in enumerate(keys) for view, key in enumerate(own)}
             missing = [key for key in places if key not in self.store]
@@ -147,25 +153,41 @@ class FeatureCache:
             self._prepare(len(missing))
         with all_ranks():
             self._compute([(key, *places[key]) for key in missing[rank::world_size]], rank == 0)
+        broken = {key for keys in dist.all_gather_object(sorted(self._broken)) for key in keys}
         with all_ranks():
             self.store.refresh()
-            absent = sum(key not in self.store for key in places)
+            absent = sum(key not in self.store and key not in broken for key in places)
             if absent:
                 raise InputError(
                     f'rank {rank} does not find {absent} of {len(places)} views in {self.store.folder}: '
                     'cache.dir must be a folder that all ranks share'
                 )
+            self.unreadable.report(self.logger, 'the next readable one takes their place')
+            keys = _fill([[] if broken & set(own) else own for own in keys])
         return CachedFeatures(self.store, keys, getattr(self.dataset, 'metainfo', {}))
 
-    def _fingerprints(self) -> list[bytes]:
-        """Of the content of every sample, before any transform."""
+    def _fingerprints(self) -> list[bytes | None]:
+        """Of the content of every sample, before any transform; None for what cannot be read."""
         rank, world_size = dist.get_dist_info()
         dataset = self.dataset
         if hasattr(dataset, 'full_init'):
             dataset.full_init()
         mine = range(rank, len(dataset), world_size)
+        self.unreadable.total = len(mine)
+
+        def read(index: int) -> bytes | Exception:
+            info = dataset.get_data_info(index)
+            try:
+                return fingerprint(info, files=True)
+            except UnreadableFile as error:
+                return error
+
+        found: list[bytes | None] = []
         with all_ranks(), ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda index: fingerprint(dataset.get_data_info(index), files=True), mine))
+            for index, result in zip(mine, pool.map(read, mine), strict=True):
+                if isinstance(result, Exception):
+                    self.unreadable.add(self._name(index), result)
+                found.append(None if isinstance(result, Exception) else result)
         parts = dist.all_gather_object(found)
         return [parts[index % world_size][index // world_size] for index in range(len(dataset))]
 
@@ -173,7 +195,7 @@ class FeatureCache:
         """As many as are asked for; one, if the pipeline is not random."""
         count, draws = PROBES
         random = False
-        for index in range(min(count, len(self.dataset))):
+        for index in self._readable(count):
             first, *others = (read_seeded(self.dataset, index, seed)['inputs'] for seed in range(draws))
             random = random or any(other.shape != first.shape or not torch.equal(other, first) for other in others)
         if random and self.settings.views == 1:
@@ -185,9 +207,27 @@ class FeatureCache:
             self.logger.info(f'the training pipeline is not random: of {self.settings.views} views one is cached')
         return self.settings.views if random else 1
 
+    def _readable(self, count: int) -> list[int]:
+        """The first samples that can be read."""
+        found, error = [], None
+        for index in range(len(self.dataset)):
+            try:
+                read_seeded(self.dataset, index, 0)
+                found.append(index)
+            except Exception as caught:
+                error = caught
+            if len(found) == count:
+                break
+        if not found:
+            raise InputError(f'none of {len(self.dataset)} training images can be read: {error}') from error
+        return found
+
+    def _name(self, index: int) -> str:
+        return str(self.dataset.get_data_info(index).get('img_path', f'number {index}'))
+
     def _prepare(self, missing: int) -> None:
         """Learns the form of the samples, and refuses what would be too large."""
-        batch = self.loader.collate_fn([read_seeded(self.dataset, 0, 0)])
+        batch = self.loader.collate_fn([read_seeded(self.dataset, self._readable(1)[0], 0)])
         if not batch.get('data_samples'):
             raise InputError('the training pipeline gives no data_samples: there is nothing to train a head on')
         data = self.preprocessor(batch, True)
@@ -217,10 +257,18 @@ class FeatureCache:
     def _batches(self, work: Sequence[tuple[str, int, int]]) -> Iterator[tuple[list[str], dict[str, Any]]]:
         batch_size = self.settings.batch_size or self.loader.batch_size or 16
         source = self.loader
-        views = _Views(self.dataset, work)
-        loader = DataLoader(views, batch_size, num_workers=source.num_workers, collate_fn=source.collate_fn)
-        for start, batch in zip(range(0, len(work), batch_size), loader, strict=True):
-            yield [key for key, *_ in work[start : start + batch_size]], batch
+        views, collate = _Views(self.dataset, work), _Collate(source.collate_fn)
+        loader = DataLoader(views, batch_size, num_workers=source.num_workers, collate_fn=collate)
+        for start, (batch, errors) in zip(range(0, len(work), batch_size), loader, strict=True):
+            keys = []
+            for place, (key, index, _) in enumerate(work[start : start + batch_size]):
+                if place in errors:
+                    self._broken.add(key)
+                    self.unreadable.add(self._name(index), ValueError(errors[place]))
+                else:
+                    keys.append(key)
+            if keys:
+                yield keys, batch
 
     @torch.no_grad()
     def _read(self, batch: dict[str, Any]) -> list[dict[str, Tensor]]:
@@ -252,9 +300,34 @@ class _Views(Dataset):
     def __len__(self) -> int:
         return len(self.work)
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
+    def __getitem__(self, position: int) -> dict[str, Any] | str:
         key, index, _ = self.work[position]
-        return read_seeded(self.dataset, index, int(key[:12], 16))
+        try:
+            return read_seeded(self.dataset, index, int(key[:12], 16))
+        except Exception as error:
+            # Not the error itself: what a worker raises ends the loader.
+            return f'{error}' or type(error).__name__
+
+
+class _Collate:
+    """Collates the samples that could be read, and says of the others why not, by their place."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __call__(self, samples: list[dict[str, Any] | str]) -> tuple[Any, dict[int, str]]:
+        errors = {place: sample for place, sample in enumerate(samples) if isinstance(sample, str)}
+        readable = [sample for sample in samples if not isinstance(sample, str)]
+        return (self.inner(readable) if readable else None), errors
+
+
+def _fill(keys: list[list[str]]) -> list[list[str]]:
+    """Gives samples without views those of the next that has some."""
+    filled, following = list(keys), next((own for own in keys if own), [])
+    for index in reversed(range(len(keys))):
+        following = keys[index] or following
+        filled[index] = following
+    return filled
 
 
 def _key(sample: bytes, view: int, seed: int) -> str:

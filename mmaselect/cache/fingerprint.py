@@ -17,6 +17,10 @@ from mmaselect.errors import InputError
 POSITION = 'sample_idx'
 
 
+class UnreadableFile(InputError):
+    """A file that a sample names is not there, or not to be read."""
+
+
 def fingerprint(value: Any, files: bool = False) -> bytes:
     """Hashes nested dicts, lists, numbers, texts and arrays.
 
@@ -29,7 +33,8 @@ def fingerprint(value: Any, files: bool = False) -> bytes:
         32 bytes (SHA-256).
 
     Raises:
-        InputError: If something else is in there, or a file cannot be read.
+        UnreadableFile: If a file cannot be read.
+        InputError: If something else is in there.
     """
     digest = hashlib.sha256()
     _add(digest, value, files)
@@ -82,7 +87,7 @@ def _content(path: str) -> bytes:
     try:
         return hashlib.sha256(fileio.get(path)).digest()
     except OSError as error:
-        raise InputError(f'{path} cannot be read: {error.strerror or error}') from error
+        raise UnreadableFile(f'{path} cannot be read: {error.strerror or error}') from error
 
 
 def source_of(*objects: Any) -> bytes:

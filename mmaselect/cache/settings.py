@@ -8,6 +8,7 @@ from typing import Any
 
 from mmaselect.diffusion.loading import parse_dtype
 from mmaselect.errors import InputError, unknown
+from mmaselect.unreadable import SHARE, Unreadable
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class CacheSettings:
         max_gb: Refuse to write more than this many GB (1e9 bytes); None for what the disk has free.
         batch_size: Images per forward pass; None for that of the training data loader.
         seed: Of the augmentation.
+        max_unreadable: Share of the images that may be unreadable; the next readable one takes their place.
 
     Raises:
         InputError: If a value is out of range.
@@ -32,6 +34,7 @@ class CacheSettings:
     max_gb: float | None = None
     batch_size: int | None = None
     seed: int = 0
+    max_unreadable: float = SHARE
 
     def __post_init__(self) -> None:
         if not isinstance(self.dir, (str, Path)) or not str(self.dir):
@@ -43,6 +46,7 @@ class CacheSettings:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(f'cache.{name}={value!r} is not valid: give a whole number of at least {least}')
+        Unreadable(self.max_unreadable)
         limit = self.max_gb
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
             raise InputError(f'cache.max_gb={limit!r} is not valid: give a number above 0, or None')

@@ -11,8 +11,9 @@ from typing import Any
 from mmengine.registry import DATASETS
 
 from mmaselect.datasets.layouts import LAYOUTS, Layout, check_layout
+from mmaselect.datasets.readable import LoadReadableImage
 
-__all__ = ['LAYOUTS', 'Layout', 'NABirds', 'StanfordDogs', 'check_layout']
+__all__ = ['LAYOUTS', 'Layout', 'LoadReadableImage', 'NABirds', 'StanfordDogs', 'check_layout']
 
 
 def __getattr__(name: str) -> Any:

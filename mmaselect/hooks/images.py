@@ -16,6 +16,7 @@ from mmaselect.backbones import ASelectDiT
 from mmaselect.diffusion.memory import fit_batch_size
 from mmaselect.errors import InputError
 from mmaselect.selection.search import GROUP, Batch, fit_groups
+from mmaselect.unreadable import SHARE, Unreadable
 
 
 class RunnerImages:
@@ -31,6 +32,10 @@ class RunnerImages:
         seed: Of random transforms.
         labels: Whether to read labels.
         draws: Passes that are in memory together, for ``batch_size='auto'``.
+        max_unreadable: Share of the images that may be unreadable and are passed over.
+
+    Attributes:
+        unreadable: Those of this rank.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class RunnerImages:
         seed: int = 0,
         labels: bool = False,
         draws: int = 1,
+        max_unreadable: float = SHARE,
     ) -> None:
         self.backbone, self.preprocessor = find_backbone(runner), unwrap(runner).data_preprocessor
         self.dataset, self.seed, self.labels = dataset, seed, labels
@@ -56,8 +62,11 @@ class RunnerImages:
         if batch_size != 'auto':
             self.group, self.batch_size = fit_groups(batch_size)
         elif len(self):
-            first = next(self.batches([0])).images[0]
-            self.batch_size = fit_batch_size(self.backbone.diffusion, first, GROUP, draws)
+            self.unreadable = Unreadable(1)
+            first = next(self.batches(range(len(self))), None)
+            if first is not None:
+                self.batch_size = fit_batch_size(self.backbone.diffusion, first.images[0], GROUP, draws)
+        self.unreadable = Unreadable(max_unreadable)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -94,7 +103,12 @@ class RunnerImages:
             group = position // self.group
             if group % world_size != rank:
                 continue
-            sample = load(index)
+            self.unreadable.total += 1
+            try:
+                sample = load(index)
+            except Exception as error:
+                self.unreadable.add(self._name(index), error)
+                continue
             # Stacking here would have to know each toolbox's padding: one image needs none.
             data = self.preprocessor({'inputs': [sample['inputs']], 'data_samples': [sample['data_samples']]}, pad)
             image = self.backbone.to_unit_range(data['inputs'].float())
@@ -106,6 +120,12 @@ class RunnerImages:
             pending.append((index, first_group + group, image, labels))
         if pending:
             yield stack()
+
+    def _name(self, index: int) -> str:
+        try:
+            return str(self.dataset.get_data_info(index)['img_path'])
+        except (AttributeError, KeyError, TypeError):
+            return f'number {index}'
 
     def _loader(self) -> Callable[[int], dict[str, Any]]:
         """Gives a function from index to sample."""

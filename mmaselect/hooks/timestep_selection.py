@@ -23,6 +23,7 @@ from mmaselect.progress import progress_bar
 from mmaselect.selection.criteria import build_criterion
 from mmaselect.selection.report import Selection, read_selection
 from mmaselect.selection.search import STRATEGIES, Search, draw_portions, make_timesteps, number_groups, run
+from mmaselect.unreadable import SHARE, Unreadable
 from mmaselect.version import __version__
 
 #: Computed beside the deciding criterion, so that every report shows whether plain HFR can be trusted.
@@ -61,6 +62,8 @@ class TimestepSelectionHook(Hook):
         stability: Share of bootstrap resamples that must agree with the choice, for ``num_images='auto'``.
         blocks: Candidates of ``block='auto'``; None for all blocks.
         components: Candidates of ``component='auto'``; None for query, key, value, attention and output.
+        max_unreadable: Share of the images that may be unreadable: they are passed over, counted and listed. 0 ends the
+            run at the first.
 
     Raises:
         InputError: If an argument is out of range.
@@ -82,7 +85,10 @@ class TimestepSelectionHook(Hook):
         stability: float = 0.95,
         blocks: Sequence[int] | None = None,
         components: Sequence[str] | None = None,
+        max_unreadable: float = SHARE,
     ) -> None:
+        Unreadable(max_unreadable)
+        self.max_unreadable = max_unreadable
         check_batch_size(batch_size)
         if num_images not in (None, 'auto') and (
             isinstance(num_images, bool) or not isinstance(num_images, int) or num_images < 1
@@ -174,7 +180,9 @@ class TimestepSelectionHook(Hook):
         labels = any(criterion.needs_labels for criterion in self.criteria.values())
         dataset = runner.train_dataloader.dataset
         draws = max(criterion.draws for criterion in self.criteria.values())
-        images = RunnerImages(runner, dataset, self.pipeline, self.batch_size, self.seed, labels, draws)
+        images = RunnerImages(
+            runner, dataset, self.pipeline, self.batch_size, self.seed, labels, draws, self.max_unreadable
+        )
         portions = draw_portions(len(images), self.num_images, self.seed)
         runner.logger.info(
             f'selecting by {self.criterion.label}: {sum(map(len, portions))} images'
@@ -202,6 +210,11 @@ class TimestepSelectionHook(Hook):
             batches = (images.batches(indices, first, rank, world_size) for indices, first in numbered)
             stability = self.stability if self.num_images == 'auto' else None
             sweep = run(search, batches, self.search, stability)
+        # Each rank knows its own.
+        found = [entry for entries in dist.all_gather_object(images.unreadable.found) for entry in entries]
+        images.unreadable.found, images.unreadable.total = found, sum(map(len, portions))
+        if dist.is_main_process():
+            images.unreadable.report(runner.logger)
         return Selection(sweep, self.criterion.label, self.config), images
 
     def _alternatives(self, backbone: ASelectDiT) -> list[tuple[Tap, ...]]:
@@ -262,6 +275,7 @@ class TimestepSelectionHook(Hook):
                 'batch_size': images.batch_size,
             },
             data=_describe_data(runner),
+            unreadable=[list(entry) for entry in images.unreadable.found],
             world_size=dist.get_world_size(),
             versions={
                 'mmaselect': __version__,

@@ -18,7 +18,7 @@ palette = [
 metainfo = dict(classes=classes, palette=palette)
 # Label 11 means unlabelled: heads and metric ignore it.
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadReadableImage'),
     dict(type='LoadAnnotations'),
     dict(type='Resize', scale=(256, 192), keep_ratio=False),
     dict(type='RandomCrop', crop_size=(128, 128)),

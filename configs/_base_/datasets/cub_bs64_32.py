@@ -2,7 +2,7 @@
 _base_ = ['mmpretrain::_base_/datasets/cub_bs8_384.py']
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadReadableImage'),
     dict(type='Resize', scale=(36, 36), interpolation='area'),
     dict(type='RandomCrop', crop_size=32),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),

@@ -3,7 +3,7 @@
 data_preprocessor = dict(num_classes=None, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadReadableImage'),
     dict(type='ResizeEdge', scale=288, edge='short', interpolation='bicubic', backend='pillow'),
     dict(type='RandomCrop', crop_size=256),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
