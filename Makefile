@@ -16,7 +16,8 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov
 
 # The harnesses in full: every tool killed twenty times, four ranks, long runs.
 soak: $(STAMP)

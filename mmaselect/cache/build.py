@@ -66,8 +66,8 @@ class FeatureCache:
     def __init__(
         self,
         backbone: ASelectDiT,
-        preprocessor: torch.nn.Module,
-        loader: DataLoader,
+        preprocessor: Any,
+        loader: Any,
         config: dict[str, Any],
         preprocessor_config: dict[str, Any],
         settings: CacheSettings,
@@ -79,15 +79,14 @@ class FeatureCache:
             )
         if not hasattr(loader.dataset, 'get_data_info'):
             raise InputError(f'{type(loader.dataset).__name__} has no get_data_info: its samples cannot be told apart')
-        if not len(loader.dataset):
-            raise InputError('the training data set is empty: there is nothing to cache')
         self.backbone, self.preprocessor, self.loader, self.settings = backbone, preprocessor, loader, settings
-        self.dataset = loader.dataset
+        self.dataset: Any = loader.dataset
+        if not len(self.dataset):
+            raise InputError('the training data set is empty: there is nothing to cache')
         self.logger = MMLogger.get_current_instance()
         self.description = self._describe(config, preprocessor_config)
         name = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
         self.store = FeatureStore(f'{settings.dir}/{name[:16]}')
-        self.form: SampleForm | None = None
         self.unreadable = Unreadable(settings.max_unreadable)
         self._broken: set[str] = set()
         dtype = parse_dtype(settings.dtype)
@@ -100,8 +99,8 @@ class FeatureCache:
         encoder = backbone.diffusion.encoder
         return {
             'weights': backbone.identity.hex(),
-            'taps': [list(tap) for tap in backbone.taps],
-            'timesteps': list(backbone.timesteps),
+            'taps': [list(tap) for tap in backbone.taps or ()],
+            'timesteps': list(backbone.timesteps or ()),
             'noise': backbone.noise,
             'noise_seed': backbone.noise_seed,
             'family': spec.family.name,
@@ -232,10 +231,10 @@ class FeatureCache:
             raise InputError('the training pipeline gives no data_samples: there is nothing to train a head on')
         data = self.preprocessor(batch, True)
         sample = data['data_samples'][0]
-        self.form = SampleForm(sample)
+        form = self.form = SampleForm(sample)
         cells = [-(-side // self.backbone.stride) for side in data['inputs'].shape[-2:]]
         numbers = len(self.backbone.out_channels) * self.backbone.out_channels[0] * cells[0] * cells[1]
-        labels = sum(value.nbytes for value in self.form.pack(sample).values())
+        labels = sum(value.nbytes for value in form.pack(sample).values())
         size = numbers * parse_dtype(self.settings.dtype).itemsize + labels
         self.store.require(missing * size, self.settings.max_gb)
 

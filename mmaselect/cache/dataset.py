@@ -64,5 +64,5 @@ def cached_loader(loader: DataLoader, features: CachedFeatures) -> DataLoader:
     return DataLoader(features, collate_fn=_as_is, pin_memory=loader.pin_memory, **options)
 
 
-def _as_is(batch: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+def _as_is(batch: Any) -> Any:
     return batch

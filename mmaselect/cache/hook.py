@@ -36,7 +36,7 @@ class FeatureCacheHook(Hook):
     priority = 'VERY_LOW'
 
     def __init__(self) -> None:
-        self._features: CachedFeatures | None = None
+        self._features: CachedFeatures
         self._restore: Callable[[], None] | None = None
 
     def before_run(self, runner: Runner) -> None:
@@ -97,14 +97,14 @@ def make_cache(runner: Runner, settings: CacheSettings) -> FeatureCache:
             'model.backbone.timestep'
         )
     loader = runner.train_loop.dataloader
-    config = runner.cfg.get('train_dataloader')
+    config: Any = runner.cfg.get('train_dataloader')
     if not isinstance(config, dict) or not isinstance(config.get('dataset'), dict):
         raise InputError('a cache needs train_dataloader.dataset as a config: it says how images are augmented')
     preprocessor = runner.cfg.model.get('data_preprocessor') or runner.cfg.get('data_preprocessor') or {}
-    return FeatureCache(backbone, unwrap(runner).data_preprocessor, loader, config.dataset, preprocessor, settings)
+    return FeatureCache(backbone, unwrap(runner).data_preprocessor, loader, config['dataset'], preprocessor, settings)
 
 
-def accept_features(preprocessor: torch.nn.Module, form: SampleForm) -> Callable[[], None]:
+def accept_features(preprocessor: Any, form: SampleForm) -> Callable[[], None]:
     """Lets a data preprocessor pass on batches from the cache, which need nothing but to be moved to the device.
 
     Args:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ from mmaselect.errors import InputError, unknown
 #: What can be read from a block, in the order in which a block computes it. Checkpoints hold positions in this list:
 #: append to it, never reorder it.
 COMPONENTS = ('modulated', 'query', 'key', 'value', 'attention', 'output')
+#: A model of diffusers or a part of one: torch's annotations take each of its attributes for a tensor or a module.
+DiffusersModule: TypeAlias = Any
 PROJECTIONS = ('query', 'key', 'value')
 #: Candidates of ``component='auto'``: those that the paper compares.
 AUTO_COMPONENTS = ('query', 'key', 'value', 'attention', 'output')
@@ -94,8 +96,8 @@ def make_alternatives(
     """
     if isinstance(block, str) and block != 'auto':
         raise InputError(f"block={block!r} is not valid: give a number from 0 to {num_blocks - 1}, or 'auto'")
-    blocks = list(range(num_blocks)) if block == 'auto' else [block]
-    components = list(AUTO_COMPONENTS) if component == 'auto' else [component]
+    blocks: list[Any] = list(range(num_blocks)) if block == 'auto' else [block]
+    components: list[Any] = list(AUTO_COMPONENTS) if component == 'auto' else [component]
     return [make_taps(one, name, num_blocks) for one in blocks for name in components]
 
 
@@ -142,10 +144,10 @@ class Family(nn.Module, ABC):
     uses_prompt: ClassVar[bool] = False
 
     def __init__(
-        self, transformer: nn.Module, taps: Sequence[Tap], process: ForwardProcess, normalised: bool = False
+        self, transformer: DiffusersModule, taps: Sequence[Tap], process: ForwardProcess, normalised: bool = False
     ) -> None:
         super().__init__()
-        self.transformer = transformer
+        self.transformer: DiffusersModule = transformer
         self.process = process
         self.normalised = normalised
         self.accelerate()
@@ -178,7 +180,7 @@ class Family(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def model_class(cls) -> type[nn.Module]:
+    def model_class(cls) -> type[DiffusersModule]:
         """The diffusers class, imported when asked for."""
 
     @classmethod
@@ -189,7 +191,7 @@ class Family(nn.Module, ABC):
         return {**defaults, **config}
 
     @classmethod
-    def build(cls, config: dict[str, Any]) -> nn.Module:
+    def build(cls, config: dict[str, Any]) -> DiffusersModule:
         """Builds the diffusers model of a ``config.json`` (call it under ``torch.device('meta')``)."""
         known = inspect.signature(cls.model_class().__init__).parameters
         return cls.model_class()(**{key: value for key, value in config.items() if key in known})
@@ -206,7 +208,7 @@ class Family(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def unused(cls, block: nn.Module, components: frozenset[str], normalised: bool) -> Iterable[str]:
+    def unused(cls, block: DiffusersModule, components: frozenset[str], normalised: bool) -> Iterable[str]:
         """Names the submodules of the last block that the taps on it never reach."""
 
     @classmethod
@@ -215,15 +217,15 @@ class Family(nn.Module, ABC):
         """Names the submodules of the transformer behind its last block."""
 
     @classmethod
-    def restore_buffers(cls, transformer: nn.Module) -> None:
+    def restore_buffers(cls, transformer: DiffusersModule) -> None:
         """Computes the buffers that no checkpoint holds, after the model was built on the meta device."""
 
     @classmethod
-    def make_buffers(cls, transformer: nn.Module) -> None:
+    def make_buffers(cls, transformer: DiffusersModule) -> None:
         """Computes the buffers that a checkpoint would hold, for a model with random weights."""
 
     @classmethod
-    def prune(cls, transformer: nn.Module, taps: Sequence[Tap], normalised: bool = False) -> None:
+    def prune(cls, transformer: DiffusersModule, taps: Sequence[Tap], normalised: bool = False) -> None:
         """Removes in place all that lies behind the last tap, so that it is neither loaded nor run."""
         last = max(tap.block for tap in taps)
         transformer.transformer_blocks = transformer.transformer_blocks[: last + 1]
@@ -265,7 +267,7 @@ class Family(nn.Module, ABC):
 
     @abstractmethod
     def run_block(
-        self, block: nn.Module, constants: Any, tokens: Tensor, context: Any, wanted: frozenset[str], last: bool
+        self, block: DiffusersModule, constants: Any, tokens: Tensor, context: Any, wanted: frozenset[str], last: bool
     ) -> tuple[Tensor, Any, dict[str, Tensor]]:
         """Runs one block, or, if it is the last, no more of it than ``wanted`` needs.
 
@@ -377,7 +379,7 @@ def merge_heads(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).flatten(2)
 
 
-def project(attention: nn.Module, tokens: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+def project(attention: DiffusersModule, tokens: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
     """Runs the named image projections of a diffusers ``Attention``, and no others.
 
     Args:
@@ -392,7 +394,7 @@ def project(attention: nn.Module, tokens: Tensor, names: Iterable[str]) -> dict[
     return {name: layers[name](tokens) for name in PROJECTIONS if name in names}
 
 
-def normalise(attention: nn.Module, projections: dict[str, Tensor]) -> dict[str, Tensor]:
+def normalise(attention: DiffusersModule, projections: dict[str, Tensor]) -> dict[str, Tensor]:
     """Splits projections into heads and applies the q/k normalisation, where the model has one.
 
     Args:
@@ -419,7 +421,7 @@ def unused_projections(attention: str, components: frozenset[str], normalised: b
     return [f'{attention}.{layer}' for name in PROJECTIONS for layer in layers[name] if layer not in needed]
 
 
-def sincos_positions(embed: nn.Module) -> Tensor:
+def sincos_positions(embed: DiffusersModule) -> Tensor:
     """The sine-cosine position table of a diffusers ``PatchEmbed``, (1, cells, D), as its constructor computes it."""
     from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
@@ -433,7 +435,7 @@ def sincos_positions(embed: nn.Module) -> Tensor:
     return table.float().unsqueeze(0)
 
 
-def modulate(norm: nn.Module, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulate(norm: DiffusersModule, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """AdaLN of arXiv 2212.09748: normalise, scale and shift per channel by ``shift`` and ``scale``, (1 or B, D)."""
     return scale_and_shift(norm(tokens), shift, scale)
 
@@ -443,7 +445,7 @@ def scale_and_shift(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return normed * (1 + scale[:, None]) + shift[:, None]
 
 
-def modulation(norm: nn.Module, embedding: Tensor) -> tuple[Tensor, ...]:
+def modulation(norm: DiffusersModule, embedding: Tensor) -> tuple[Tensor, ...]:
     """The vectors of an AdaLN layer, one after the other, each (1 or B, D).
 
     Args:
@@ -455,7 +457,7 @@ def modulation(norm: nn.Module, embedding: Tensor) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, seed: int) -> None:
+def initialise(module: DiffusersModule, seed: int) -> None:
     """Fills a module with random weights that depend on the seed and the parameter's own name alone.
 
     Zero-initialised gates would make every block an identity, and a random model is used to stand in for a trained

@@ -87,7 +87,7 @@ class VAEEncoder(nn.Module):
         from diffusers import AutoencoderKL
 
         known = inspect.signature(AutoencoderKL.__init__).parameters
-        vae = AutoencoderKL(**{key: value for key, value in config.items() if key in known})
+        vae: Any = AutoencoderKL(**{key: value for key, value in config.items() if key in known})
         self.encoder = vae.encoder
         self.quant_conv = vae.quant_conv
         self.scaling_factor = vae.config.scaling_factor

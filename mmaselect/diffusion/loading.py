@@ -30,9 +30,9 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     Raises:
         InputError: If it is none of them.
     """
-    if dtype in DTYPES.values():
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise unknown('dtype', dtype, DTYPES)
     return DTYPES[dtype]
 
@@ -179,7 +179,7 @@ class Tensors:
         """Names of all tensors, without reading one."""
         if None in self.files:
             return set(self._handle(self.files[None]).keys())
-        return set(self.files)
+        return {name for name in self.files if name is not None}
 
     def get(self, name: str) -> Tensor:
         """Reads one tensor, on the CPU, in the dtype of the file."""
@@ -206,7 +206,8 @@ class Identity:
         tensor = tensor.detach().cpu().contiguous()
         content = hashlib.sha256(f'{name}|{tensor.dtype}|{tuple(tensor.shape)}|'.encode())
         if tensor.numel():
-            content.update(tensor.reshape(-1).view(torch.uint8).numpy())
+            raw: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+            content.update(raw)
         self._tensors[name] = content.digest()
 
     def keep(self, role: str, names: Iterable[str]) -> None:
@@ -266,7 +267,7 @@ def load_into(
     module.load_state_dict(loaded, strict=True, assign=True)
 
 
-def add_random(module: nn.Module, identity: Identity, role: str, seed: int, dtype: torch.dtype) -> nn.Module:
+def add_random(module: Any, identity: Identity, role: str, seed: int, dtype: torch.dtype) -> Any:
     """Fills a module that was built on the meta device with random weights (see :func:`initialise`).
 
     Returns:

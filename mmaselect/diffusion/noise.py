@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ class DDPM:
         from diffusers import DDPMScheduler
 
         fields = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas')
-        scheduler = DDPMScheduler(**{key: config[key] for key in fields if config.get(key) is not None})
+        scheduler: Any = DDPMScheduler(**{key: config[key] for key in fields if config.get(key) is not None})
         return cls(scheduler.alphas_cumprod)
 
     def index(self, timestep: float) -> int:

@@ -164,7 +164,7 @@ def read_seeded(dataset: Any, index: int, seed: int) -> dict[str, Any]:
             np.random.set_state(numpy)
 
 
-def unwrap(runner: Runner) -> torch.nn.Module:
+def unwrap(runner: Runner) -> Any:
     """The runner's model without the wrapper that distributed training puts around it."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 

@@ -38,7 +38,7 @@ def resample(criterion: Criterion, sums: Tensor, num: int = RESAMPLES, seed: int
     drawn = torch.randint(bins, (num, bins), generator=generator)
     weights = torch.zeros(num, bins, dtype=sums.dtype).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=sums.dtype))
     resampled = sums[..., filled] @ weights.T
-    return criterion.score({name: resampled[:, :, number] for number, name in enumerate(criterion.fields)})
+    return criterion.score({name: resampled[:, :, number] for number, name in enumerate(criterion.names)})
 
 
 def drop_doubtful(scores: Tensor, resampled: Tensor) -> tuple[Tensor, Tensor]:

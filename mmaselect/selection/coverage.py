@@ -68,7 +68,7 @@ def greedy(scores: Sequence[float], shared: Tensor, first: int, num: int) -> lis
         Positions, the first one first.
     """
     chosen = [first]
-    scores = torch.as_tensor(scores, dtype=torch.float64)
+    alone = torch.as_tensor(scores, dtype=torch.float64)
     shared, own = shared[:-1], shared[-1]
     while len(chosen) < num:
         known = shared[chosen][:, chosen]
@@ -76,7 +76,7 @@ def greedy(scores: Sequence[float], shared: Tensor, first: int, num: int) -> lis
         known = known + 1e-9 * known.diagonal().mean() * torch.eye(len(chosen), dtype=known.dtype)
         cross = shared[chosen]
         explained = (cross * torch.linalg.solve(known, cross)).sum(0)
-        gain = scores * (shared.diagonal() - explained).clamp_min(0) / own.clamp_min(1e-30)
+        gain = alone * (shared.diagonal() - explained).clamp_min(0) / own.clamp_min(1e-30)
         gain[chosen] = -torch.inf
         chosen.append(int(gain.argmax()))
     return chosen

@@ -48,6 +48,11 @@ class Criterion(ABC):
             added to those of other batches.
         """
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """``fields``, none where there are none."""
+        return self.fields or ()
+
     @abstractmethod
     def score(self, sums: Sums) -> Tensor:
         """Turns sums over images into scores.
@@ -154,6 +159,8 @@ class FisherScore(Criterion):
     def sums(self, features: Features) -> Sums:
         """Energy, and number and summed map of every class."""
         x, labels = features.maps[0].float(), features.labels
+        if labels is None:
+            raise InputError(f'{self.label} needs labels')
         if labels.dim() == 3:
             labels = labels.flatten()
             x = x.permute(0, 2, 3, 1).flatten(0, 2)[labels != self.ignore_index]
@@ -178,7 +185,7 @@ class FisherScore(Criterion):
         count = sum(sums[f'count/{c}'] for c in classes)
         if count == len(classes):
             raise InputError(f'FisherScore needs a class with two images; all {len(classes)} classes have one')
-        mean_energy = sum(sums[f'map/{c}'] for c in classes).square().sum() / count
+        mean_energy = torch.stack([sums[f'map/{c}'] for c in classes]).sum(0).square().sum() / count
         between, within = explained - mean_energy, sums['energy'] - explained
         # Identical images leave rounding error where the scatter is zero.
         tiny = 1e-12 * sums['energy']

@@ -277,8 +277,8 @@ def plot(selection: Selection, path: str | Path, accuracy: Sequence[float] | Non
         chosen = ', '.join(f'{one:g}' for one in selection.timesteps)
         agreement = selection.choice.agreement
         sure = '' if agreement is None else f' ({100 * agreement:.0f} % of resamples)'
-        label = None if number else f'selected: {chosen}{sure}'
-        axes.axvline(timestep, color='0.6', ls='--', lw=1, label=label)
+        shown = None if number else f'selected: {chosen}{sure}'
+        axes.axvline(timestep, color='0.6', ls='--', lw=1, label=shown)
     axes.set(xlabel='timestep (0 clean, 1000 pure noise)', ylabel='score (share of energy)')
     axes.set_title(
         f'Timestep selection, {sweep.num_images} images, {name_taps(selection.taps)}\n'

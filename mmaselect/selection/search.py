@@ -279,7 +279,11 @@ class Search:
 
         def run() -> None:
             for latent, batch in self._kept:
-                self._fit(batch, latent, lambda part, kept: self._run(kept.to(device), part, positions))
+                self._fit(batch, latent, again)
+
+        def again(part: Batch, kept: Tensor | None) -> None:
+            if kept is not None:
+                self._run(kept.to(device), part, positions)
 
         self._guard(run)
         self.evaluated |= set(positions)
@@ -321,7 +325,7 @@ class Search:
 
     def _fit(self, batch: Batch, latent: Tensor | None, work: Callable[[Batch, Tensor | None], None]) -> None:
         """Does a batch's work; where memory does not suffice, that of its halves, for all batches to come."""
-        groups = list(dict.fromkeys(batch.groups))
+        groups = list(dict.fromkeys(batch.groups or ()))
         tried = len(groups) == 1 or self._most is None or len(batch.indices) <= self._most
         if tried and self._attempt(batch, latent, work):
             return
@@ -393,7 +397,7 @@ class Search:
         for which, criterion in enumerate(self.criteria):
             sums = criterion.sums(features)
             if which in self._binned:
-                values = torch.stack([sums[name] for name in criterion.fields]).double().cpu()
+                values = torch.stack([sums[name] for name in criterion.names]).double().cpu()
                 self._binned[which][position, number].index_add_(1, bins, values)
             else:
                 key = (which, position, number)
@@ -424,7 +428,7 @@ class Search:
             if which in self._binned:
                 sums = total[f'binned/{which}'].cpu()[evaluated]
                 whole = sums.sum(-1)
-                scores = criterion.score({name: whole[..., n] for n, name in enumerate(criterion.fields)})
+                scores = criterion.score({name: whole[..., n] for n, name in enumerate(criterion.names)})
                 resampled = resample(criterion, sums, seed=self.seed)
                 if resampled is not None:
                     scores, resampled = drop_doubtful(scores, resampled)
@@ -514,7 +518,7 @@ def run(
     if not search.keep:
         raise InputError("search='coarse-to-fine' needs keep=True")
 
-    state = None
+    state: Sweep | None = None
 
     def evaluate(positions: list[int]) -> dict[int, float]:
         nonlocal state
@@ -527,7 +531,7 @@ def run(
         return dict(zip(sorted(search.evaluated), map(max, zip(*curves, strict=True)), strict=True))
 
     done = coarse_to_fine(len(search.timesteps), evaluate, search.timesteps)
-    return replace(state, strategy=done)
+    return replace(search.finish() if state is None else state, strategy=done)
 
 
 def sweep(
@@ -546,14 +550,15 @@ def _halve(batch: Batch, latent: Tensor | None, groups: Sequence[int]) -> list[t
     """Splits a batch, and its latents where there are any, in the middle of its groups."""
     first = set(groups[: len(groups) // 2])
     halves = []
+    named = list(batch.groups or ())
     for inside in (True, False):
-        places = [place for place, group in enumerate(batch.groups) if (group in first) == inside]
+        places = [place for place, group in enumerate(named) if (group in first) == inside]
         part = replace(
             batch,
             images=batch.images[places] if len(batch.images) else batch.images,
             indices=[batch.indices[place] for place in places],
             labels=None if batch.labels is None else batch.labels[places],
-            groups=[batch.groups[place] for place in places],
+            groups=[named[place] for place in places],
         )
         halves.append((part, None if latent is None else latent[places]))
     return halves

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mmaselect.diffusion.family import (
     PROJECTIONS,
     Constants,
+    DiffusersModule,
     Family,
     merge_heads,
     modulate,
@@ -50,7 +51,7 @@ class DiT(Family):
     """
 
     name = 'DiT'
-    class_names = ('DiTTransformer2DModel', 'Transformer2DModel')
+    class_names: ClassVar[tuple[str, ...]] = ('DiTTransformer2DModel', 'Transformer2DModel')
     architectures = {
         'dit-s/2-256': architecture(12, 6, 64, 32),
         'dit-b/2-256': architecture(12, 12, 64, 32),
@@ -60,14 +61,14 @@ class DiT(Family):
     }
 
     @classmethod
-    def model_class(cls) -> type[nn.Module]:
+    def model_class(cls) -> type[DiffusersModule]:
         """Diffusers' DiT."""
         from diffusers import DiTTransformer2DModel
 
         return DiTTransformer2DModel
 
     @classmethod
-    def build(cls, config: dict[str, Any]) -> nn.Module:
+    def build(cls, config: dict[str, Any]) -> DiffusersModule:
         """Builds the model of a ``config.json``.
 
         Args:
@@ -102,7 +103,7 @@ class DiT(Family):
         return ('norm_out', 'proj_out_1', 'proj_out_2')
 
     @classmethod
-    def unused(cls, block: nn.Module, components: frozenset[str], normalised: bool) -> Iterable[str]:
+    def unused(cls, block: DiffusersModule, components: frozenset[str], normalised: bool) -> Iterable[str]:
         """What the last block does not need, from the back to the front."""
         if 'output' in components:
             return []
@@ -112,7 +113,7 @@ class DiT(Family):
         return behind
 
     @classmethod
-    def restore_buffers(cls, transformer: nn.Module) -> None:
+    def restore_buffers(cls, transformer: DiffusersModule) -> None:
         """Recomputes the position table, which diffusers does not save for DiT."""
         table = sincos_positions(transformer.pos_embed)
         transformer.pos_embed.register_buffer('pos_embed', table, persistent=False)
@@ -139,7 +140,7 @@ class DiT(Family):
 
     def run_block(
         self,
-        block: nn.Module,
+        block: DiffusersModule,
         constants: tuple[Tensor, ...],
         tokens: Tensor,
         context: None,

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mmaselect.diffusion.family import (
     PROJECTIONS,
     Constants,
+    DiffusersModule,
     Family,
     Tap,
     merge_heads,
@@ -52,13 +53,13 @@ class BlockConstants(NamedTuple):
 
     Attributes:
         image: Modulation vectors of the image stream: 6, or 9 in a block with dual attention, each (1, D).
-        prompt: Those of the prompt stream: 6, or scale and shift where it ends; None where nothing reads it.
+        prompt: Those of the prompt stream: 6, or scale and shift where it ends; none where nothing reads it.
         added: The first block's query, key and value of the prompt, (1, heads, L, d); None for all others, whose prompt
             stream depends on the image.
     """
 
     image: tuple[Tensor, ...]
-    prompt: tuple[Tensor, ...] | None
+    prompt: tuple[Tensor, ...]
     added: dict[str, Tensor] | None = None
 
 
@@ -88,7 +89,7 @@ class SD3(Family):
 
     def __init__(
         self,
-        transformer: nn.Module,
+        transformer: DiffusersModule,
         taps: tuple[Tap, ...],
         process: ForwardProcess,
         normalised: bool = False,
@@ -105,7 +106,7 @@ class SD3(Family):
             self.register_buffer(name, prompt[name], persistent=False)
 
     @classmethod
-    def model_class(cls) -> type[nn.Module]:
+    def model_class(cls) -> type[DiffusersModule]:
         """Diffusers' MM-DiT."""
         from diffusers import SD3Transformer2DModel
 
@@ -117,7 +118,7 @@ class SD3(Family):
         return RectifiedFlow(shift)
 
     @classmethod
-    def make_buffers(cls, transformer: nn.Module) -> None:
+    def make_buffers(cls, transformer: DiffusersModule) -> None:
         """The position table, which diffusers saves for SD3."""
         transformer.pos_embed.register_buffer('pos_embed', sincos_positions(transformer.pos_embed), persistent=True)
 
@@ -127,7 +128,7 @@ class SD3(Family):
         return ('norm_out', 'proj_out')
 
     @classmethod
-    def unused(cls, block: nn.Module, components: frozenset[str], normalised: bool) -> Iterable[str]:
+    def unused(cls, block: DiffusersModule, components: frozenset[str], normalised: bool) -> Iterable[str]:
         """What the last block does not need: the prompt's way out always, then from the back to the front."""
         context_way_out = ['norm2_context', 'ff_context', 'attn.to_add_out', 'attn.add_q_proj', 'attn.norm_added_q']
         if 'output' in components:
@@ -141,7 +142,7 @@ class SD3(Family):
     def prepare(self, timestep: float) -> Constants:
         """The embedded prompt, every block's modulation, and what the first block makes of the prompt."""
         model = self.transformer
-        time = torch.tensor([self.process.network_timestep(timestep)], device=self.prompt_embeds.device)
+        time = torch.tensor([self.process.network_timestep(timestep)], device=next(self.parameters()).device)
         embedding = model.time_text_embed(time, self.pooled_prompt_embeds)
         prompt = model.context_embedder(self.prompt_embeds)
         blocks = []
@@ -149,11 +150,11 @@ class SD3(Family):
             read = block.norm1_context is not None
             blocks.append(
                 BlockConstants(
-                    modulation(block.norm1, embedding), modulation(block.norm1_context, embedding) if read else None
+                    modulation(block.norm1, embedding), modulation(block.norm1_context, embedding) if read else ()
                 )
             )
         first = model.transformer_blocks[0]
-        if blocks[0].prompt is not None:
+        if blocks[0].prompt:
             normed = self._norm_prompt(first, blocks[0], prompt)
             blocks[0] = blocks[0]._replace(added=self._project_prompt(first.attn, normed))
         return Constants(blocks, prompt)
@@ -165,7 +166,7 @@ class SD3(Family):
 
     def run_block(
         self,
-        block: nn.Module,
+        block: DiffusersModule,
         constants: BlockConstants,
         tokens: Tensor,
         context: Tensor,
@@ -183,7 +184,7 @@ class SD3(Family):
         read['modulated'] = normed
         if attends:
             added = constants.added or self._project_prompt(block.attn, self._norm_prompt(block, constants, context))
-            attended, attended_prompt = self._attend_jointly(block.attn, ready, added, last)
+            attended, answer = self._attend_jointly(block.attn, ready, added, last)
             read['attention'] = attended
         if not last or 'output' in wanted:
             tokens = tokens + gate.unsqueeze(1) * attended
@@ -195,20 +196,20 @@ class SD3(Family):
             read['output'] = tokens
         if not last:
             _, _, gate, shift_mlp, scale_mlp, gate_mlp = constants.prompt
-            context = context + gate.unsqueeze(1) * attended_prompt
+            context = context + gate.unsqueeze(1) * answer
             context = context + gate_mlp.unsqueeze(1) * block.ff_context(
                 modulate(block.norm2_context, context, shift_mlp, scale_mlp)
             )
         return tokens, context, {name: read[name] for name in wanted}
 
     @staticmethod
-    def _norm_prompt(block: nn.Module, constants: BlockConstants, prompt: Tensor) -> Tensor:
+    def _norm_prompt(block: DiffusersModule, constants: BlockConstants, prompt: Tensor) -> Tensor:
         # Where the prompt's stream ends, diffusers' layer has scale and shift in this order, and no gates.
         shift, scale = constants.prompt[1::-1] if block.context_pre_only else constants.prompt[:2]
         return modulate(block.norm1_context.norm, prompt, shift, scale)
 
     @staticmethod
-    def _project_prompt(attention: nn.Module, prompt: Tensor) -> dict[str, Tensor]:
+    def _project_prompt(attention: DiffusersModule, prompt: Tensor) -> dict[str, Tensor]:
         """Query (where the prompt attends), key and value of the normed prompt, ready to attend, (B, heads, L, d)."""
         layers = {
             'query': (attention.add_q_proj, attention.norm_added_q),
@@ -223,7 +224,7 @@ class SD3(Family):
         return ready
 
     @staticmethod
-    def _attend(attention: nn.Module, tokens: Tensor) -> Tensor:
+    def _attend(attention: DiffusersModule, tokens: Tensor) -> Tensor:
         ready = normalise(attention, project(attention, tokens, PROJECTIONS))
         return attention.to_out[0](
             merge_heads(F.scaled_dot_product_attention(ready['query'], ready['key'], ready['value']))
@@ -231,8 +232,8 @@ class SD3(Family):
 
     @staticmethod
     def _attend_jointly(
-        attention: nn.Module, image: dict[str, Tensor], prompt: dict[str, Tensor], last: bool
-    ) -> tuple[Tensor, Tensor | None]:
+        attention: DiffusersModule, image: dict[str, Tensor], prompt: dict[str, Tensor], last: bool
+    ) -> tuple[Tensor, Any]:
         batch, _, num_tokens, _ = image['query'].shape
         # Nothing runs behind the last block, so there the prompt is attended to but does not attend.
         query, key, value = (
