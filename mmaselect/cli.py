@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import inspect
 import os
+import re
 import sys
 import traceback
 import zipfile
@@ -48,7 +50,12 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except Exception as error:
-        line = find_input_error(error) or describe_data_error(error) or describe_lost_rank(error)
+        line = (
+            find_input_error(error)
+            or describe_data_error(error)
+            or describe_lost_rank(error)
+            or describe_unknown_field(error)
+        )
         if line is None:
             raise
         sys.stderr.write(f'error: {line}\n')
@@ -56,6 +63,20 @@ def run(main: Callable[[], None]) -> None:
         leave(2)
         sys.exit(2)
     leave()
+
+
+def describe_unknown_field(error: BaseException) -> str | None:
+    """Puts into one line that a class of ours was given a field that it does not have; None for any other error."""
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if not isinstance(error, TypeError) or found is None:
+        return None
+    import mmaselect
+
+    owner = getattr(mmaselect, found[1], None)
+    if owner is None:
+        return None
+    known = ', '.join(name for name in inspect.signature(owner).parameters)
+    return f'field of {found[1]}={found[2]!r} is not known; choose from: {known}'
 
 
 def describe_lost_rank(error: BaseException) -> str | None:

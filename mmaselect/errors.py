@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -56,3 +58,81 @@ def check_timesteps(value: object, field: str = 'timestep') -> tuple[float, ...]
     if not timesteps or len(set(timesteps)) < len(timesteps):
         raise InputError(f'{field}={values!r} is not valid: give at least one timestep, and each once')
     return timesteps
+
+
+def check_choice(value: object, field: str, known: Iterable[object]) -> Any:
+    """Validates one of a closed list, see :func:`unknown`; what cannot be hashed is none of them."""
+    known = list(known)
+    if not any(type(value) is type(one) and value == one for one in known):
+        raise unknown(field, value, known)
+    return value
+
+
+def check_count(value: object, field: str, least: int = 1) -> int:
+    """Validates a whole number.
+
+    Raises:
+        InputError: If it is something else, or less than ``least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f'{field}={value!r} is not valid: give a whole number of at least {least}')
+    return value
+
+
+def check_number(
+    value: object, field: str, low: float, high: float = math.inf, open_low: bool = False, open_high: bool = False
+) -> float:
+    """Validates a finite number of an interval.
+
+    Args:
+        value: Number to check.
+        field: Name of the config field, for the message.
+        low: Least value.
+        high: Greatest value.
+        open_low: Whether ``low`` itself is out of it.
+        open_high: Whether ``high`` itself is.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if number and low <= value <= high and not (open_low and value == low) and not (open_high and value == high):
+        return value
+    above = f'above {low:g}' if open_low else f'of at least {low:g}'
+    upto = '' if high == math.inf else f' and {"below" if open_high else "at most"} {high:g}'
+    raise InputError(f'{field}={value!r} is not valid: give a number {above}{upto}')
+
+
+def check_flag(value: object, field: str) -> bool:
+    """Validates True or False.
+
+    Raises:
+        InputError: If it is something else, a text or a number among it.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f'{field}={value!r} is not valid: give True or False')
+    return value
+
+
+def check_fields(config: object, field: str, known: Iterable[str], example: str) -> dict[str, Any]:
+    """Validates that a config entry is a dict of known fields.
+
+    Args:
+        config: The entry.
+        field: Its name.
+        known: Names that it may have.
+        example: What would be valid, for the message.
+
+    Returns:
+        The entry.
+
+    Raises:
+        InputError: If it is no dict, or has another field.
+    """
+    if not isinstance(config, dict):
+        raise InputError(f'{field}={config!r} is not valid: give {example}')
+    known = list(known)
+    for key in config:
+        if key not in known:
+            raise unknown(f'field of {field}', key, known)
+    return config

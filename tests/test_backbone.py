@@ -240,7 +240,7 @@ def test_a_timestep_that_nobody_chose():
             "component='q' is not known; choose from: modulated, query, key, value, attention, output",
         ),
         (dict(noise='none'), "noise='none' is not known; choose from: fixed, fresh"),
-        (dict(std=(1, 0, 1)), 'give three numbers each, std above 0'),
+        (dict(std=(1, 0, 1)), 'std=0 is not valid: give a number above 0'),
         (dict(diffusion=dict(type='UNet')), "diffusion.type='UNet' is not known; choose from: SD3, DiT, SiT"),
     ],
 )

@@ -162,8 +162,8 @@ def test_attention_pooling_finds_the_one_cell_that_tells():
         (dict(in_channels=0), 'in_channels=0 is not valid'),
         (dict(num_layers=1.5), 'num_layers=1.5 is not valid'),
         (dict(embed_dims=10), 'embed_dims=10 is not a multiple of num_heads=4'),
-        (dict(mlp_ratio=0), r'mlp_ratio=0, dropout=0.0 are not valid'),
-        (dict(dropout=1.0), r'dropout=1.0 are not valid'),
+        (dict(mlp_ratio=0), r'mlp_ratio=0 is not valid: give a number above 0'),
+        (dict(dropout=1.0), r'dropout=1.0 is not valid: give a number of at least 0 and below 1'),
     ],
 )
 def test_arguments_of_attention_pooling_are_checked(fields, message):

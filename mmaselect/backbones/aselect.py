@@ -16,7 +16,7 @@ from torch import Tensor
 from mmaselect.diffusion.family import COMPONENTS, Tap, all_taps, make_alternatives
 from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align, pad_to_cells
 from mmaselect.diffusion.noise import pixel_noise, seeded_noise
-from mmaselect.errors import InputError, check_timesteps, unknown
+from mmaselect.errors import InputError, check_choice, check_count, check_number, check_timesteps
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -93,14 +93,20 @@ class ASelectDiT(BaseModule):
         super().__init__(init_cfg=init_cfg)
         if isinstance(timestep, str) and timestep != 'auto':
             raise InputError(f"timestep={timestep!r} is not valid: give a number from 0 to 1000, or several, or 'auto'")
-        if isinstance(num_timesteps, bool) or not isinstance(num_timesteps, int) or num_timesteps < 1:
-            raise InputError(f'num_timesteps={num_timesteps!r} is not valid: give a whole number of at least 1')
+        check_count(num_timesteps, 'num_timesteps')
+        check_count(noise_seed, 'noise_seed', 0)
         if num_timesteps > 1 and timestep != 'auto':
             raise InputError(f"num_timesteps={num_timesteps} goes with timestep='auto', not with {timestep!r}")
-        if noise not in ('fixed', 'fresh'):
-            raise unknown('noise', noise, ('fixed', 'fresh'))
-        if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
-            raise InputError(f'mean={mean!r}, std={std!r} are not valid: give three numbers each, std above 0')
+        check_choice(noise, 'noise', ('fixed', 'fresh'))
+        for name, values, least in (('mean', mean, -math.inf), ('std', std, 0)):
+            if not isinstance(values, (list, tuple)) or len(values) != 3:
+                raise InputError(f'{name}={values!r} is not valid: give three numbers')
+            for value in values:
+                check_number(value, name, least, open_low=least == 0)
+        if cache is not None and not isinstance(cache, dict):
+            raise InputError(f"cache={cache!r} is not valid: give dict(dir='FOLDER'), or None")
+        if not isinstance(diffusion, dict):
+            raise InputError(f"diffusion={diffusion!r} is not valid: give dict(type='SD3', pretrained='FOLDER')")
         self.diffusion_config = dict(diffusion)
         self.spec = DiffusionSpec.from_dict(self.diffusion_config)
         self.block, self.component = block, component

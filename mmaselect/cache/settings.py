@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmaselect.diffusion.loading import parse_dtype
-from mmaselect.errors import InputError, unknown
+from mmaselect.errors import InputError, check_count, check_fields, check_number
 from mmaselect.unreadable import SHARE, Unreadable
 
 
@@ -44,20 +44,15 @@ class CacheSettings:
             value = getattr(self, name)
             if name == 'batch_size' and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f'cache.{name}={value!r} is not valid: give a whole number of at least {least}')
+            check_count(value, f'cache.{name}', least)
         Unreadable(self.max_unreadable)
-        limit = self.max_gb
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
-            raise InputError(f'cache.max_gb={limit!r} is not valid: give a number above 0, or None')
+        if self.max_gb is not None:
+            check_number(self.max_gb, 'cache.max_gb', 0, open_low=True)
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> CacheSettings:
         """Reads a config entry; a field that does not exist is named, with those that do."""
-        known = [field.name for field in fields(cls)]
-        for key in settings:
-            if key not in known:
-                raise unknown('field of cache', key, known)
+        check_fields(settings, 'cache', [field.name for field in fields(cls)], "dict(dir='FOLDER')")
         if 'dir' not in settings:
             raise InputError('cache has no dir: give a folder')
         return cls(**settings)

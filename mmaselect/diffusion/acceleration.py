@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mmaselect.errors import InputError, unknown
+from mmaselect.errors import InputError, check_choice
 
 #: Kernels of ``scaled_dot_product_attention`` by the name that a config gives them.
 ATTENTION = {
@@ -28,9 +28,7 @@ RECOMPILE_LIMIT = 64
 
 def check_attention(name: str) -> str:
     """Raises :class:`InputError` if there is no such kernel."""
-    if name not in ATTENTION:
-        raise unknown('attention', name, ATTENTION)
-    return name
+    return check_choice(name, 'attention', ATTENTION)
 
 
 def check_compile(mode: bool | str) -> str | None:
@@ -42,11 +40,9 @@ def check_compile(mode: bool | str) -> str | None:
     Raises:
         InputError: If it is something else.
     """
-    if mode is False or mode is None:
+    if mode is False:
         return None
-    if not isinstance(mode, (bool, str)) or mode not in COMPILE:
-        raise unknown('compile', mode, ('False', *map(str, COMPILE)))
-    return COMPILE[mode]
+    return COMPILE[check_choice(mode, 'compile', (False, *COMPILE))]
 
 
 def attention_kernel(name: str) -> Callable[[], AbstractContextManager]:

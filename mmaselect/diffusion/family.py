@@ -23,7 +23,7 @@ from mmaselect.diffusion.acceleration import (
     missing_kernel,
 )
 from mmaselect.diffusion.noise import ForwardProcess
-from mmaselect.errors import InputError, unknown
+from mmaselect.errors import InputError, check_choice
 
 #: What can be read from a block, in the order in which a block computes it. Checkpoints hold positions in this list:
 #: append to it, never reorder it.
@@ -63,8 +63,8 @@ def make_taps(block: int | Sequence[int], component: str | Sequence[str], num_bl
     Raises:
         InputError: If a block is out of range or a component unknown.
     """
-    blocks = [block] if isinstance(block, int) else list(block)
-    components = [component] if isinstance(component, str) else list(component)
+    blocks: list[Any] = list(block) if isinstance(block, (list, tuple)) else [block]
+    components: list[Any] = list(component) if isinstance(component, (list, tuple)) else [component]
     if not blocks or not components:
         raise InputError(f'block={block!r}, component={component!r}: give at least one of each')
     for index in blocks:
@@ -73,8 +73,7 @@ def make_taps(block: int | Sequence[int], component: str | Sequence[str], num_bl
                 f'block={index!r} is out of range: the model has {num_blocks} blocks, 0 to {num_blocks - 1}'
             )
     for name in components:
-        if name not in COMPONENTS:
-            raise unknown('component', name, COMPONENTS)
+        check_choice(name, 'component', COMPONENTS)
     return tuple(Tap(index, name) for index in blocks for name in components)
 
 
@@ -189,6 +188,11 @@ class Family(nn.Module, ABC):
         parameters = inspect.signature(cls.model_class().__init__).parameters
         defaults = {name: value.default for name, value in parameters.items() if value.default is not value.empty}
         return {**defaults, **config}
+
+    @classmethod
+    def known_fields(cls) -> list[str]:
+        """Names of the arguments of the diffusers class."""
+        return [name for name in inspect.signature(cls.model_class().__init__).parameters if name != 'self']
 
     @classmethod
     def build(cls, config: dict[str, Any]) -> DiffusersModule:

@@ -16,7 +16,7 @@ from mmaselect.diffusion.families import FAMILIES
 from mmaselect.diffusion.family import Family, Tap
 from mmaselect.diffusion.latent import VAE_CONFIGS, LatentEncoder, PixelEncoder, load_vae, random_vae
 from mmaselect.diffusion.loading import Identity, Source, add_random, check_class, load_into, parse_dtype
-from mmaselect.errors import InputError, unknown
+from mmaselect.errors import InputError, check_choice, check_count, check_fields, check_flag, check_number
 
 logger = logging.getLogger('mmaselect')
 
@@ -108,6 +108,25 @@ class FrozenDiffusion(nn.Module):
         return dict(self.iterate(latent, noise, timestep))
 
 
+#: Fields of an architecture that are numbers of something.
+SIZES = ('num_layers', 'num_attention_heads', 'attention_head_dim', 'in_channels', 'out_channels', 'patch_size',
+         'sample_size', 'joint_attention_dim', 'caption_projection_dim', 'pooled_projection_dim',
+         'pos_embed_max_size', 'num_embeds_ada_norm')  # fmt: skip
+
+
+def check_device(device: str | torch.device | None) -> None:
+    """Raises :class:`InputError` if there is no such device on this machine."""
+    if device is None:
+        return
+    try:
+        if not isinstance(device, (str, torch.device)):
+            raise RuntimeError
+        # The only test that knows every kind of device.
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={device!r} is not on this machine: give 'cpu', 'cuda' or 'cuda:1'") from error
+
+
 class DiffusionSpec:
     """A ``diffusion=dict(...)`` entry of a config, checked, its ``config.json`` read, its weights not yet.
 
@@ -153,10 +172,15 @@ class DiffusionSpec:
         revision: str | None = None,
         seed: int = 0,
     ) -> None:
-        if type not in FAMILIES:
-            raise unknown('diffusion.type', type, FAMILIES)
-        if latent not in ('auto', 'vae', 'pixels'):
-            raise unknown('latent', latent, ('auto', 'vae', 'pixels'))
+        check_choice(type, 'diffusion.type', FAMILIES)
+        check_choice(latent, 'latent', ('auto', 'vae', 'pixels'))
+        for field, value in (('pretrained', pretrained), ('vae', vae)):
+            if value is not None and (not isinstance(value, (str, Path)) or not str(value)):
+                raise InputError(f'{field}={value!r} is not valid: give a folder or a hub id')
+        check_flag(normalised_qk, 'normalised_qk')
+        check_number(shift, 'shift', 0, open_low=True)
+        check_count(seed, 'seed', 0)
+        check_device(device)
         if (pretrained is None) == (arch is None):
             raise InputError(f'pretrained={pretrained!r}, arch={arch!r}: give exactly one of them')
         self.family = FAMILIES[type]
@@ -166,6 +190,9 @@ class DiffusionSpec:
         self.attention, self.compile = check_attention(attention), compile
         self.source = None if pretrained is None else Source(pretrained, 'pretrained', revision)
         self.config = self.family.complete(self._read_config(arch))
+        for name in SIZES:
+            if self.config.get(name) is not None:
+                check_count(self.config[name], name)
         self.latent, self.vae = self._resolve_latent(latent, vae)
 
     @classmethod
@@ -174,9 +201,7 @@ class DiffusionSpec:
         import inspect
 
         known = [name for name in inspect.signature(cls.__init__).parameters if name != 'self']
-        for key in config:
-            if key not in known:
-                raise unknown('field of diffusion', key, known)
+        check_fields(config, 'diffusion', known, "dict(type='SD3', pretrained='FOLDER OR HUB ID')")
         if 'type' not in config:
             raise InputError(f'diffusion has no type; choose from: {", ".join(FAMILIES)}')
         return cls(**config)
@@ -184,10 +209,8 @@ class DiffusionSpec:
     def _read_config(self, arch: str | dict[str, Any] | None) -> dict[str, Any]:
         if self.source is None:
             if isinstance(arch, dict):
-                return dict(arch)
-            if arch not in self.family.architectures:
-                raise unknown('arch', arch, self.family.architectures)
-            return dict(self.family.architectures[arch])
+                return dict(check_fields(arch, 'arch', self.family.known_fields(), ''))
+            return dict(self.family.architectures[check_choice(arch, 'arch', self.family.architectures)])
         config = self.source.read_json('transformer/config.json')
         if config is None:
             raise InputError(f'pretrained={self.source.name!r} has no transformer/config.json')

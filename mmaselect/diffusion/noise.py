@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mmaselect.errors import InputError, check_timestep
+from mmaselect.errors import check_number, check_timestep
 
 
 class ForwardProcess(Protocol):
@@ -34,9 +34,7 @@ class RectifiedFlow:
     """
 
     def __init__(self, shift: float = 1.0) -> None:
-        if not shift > 0:
-            raise InputError(f'shift={shift!r} is not valid: give a number above 0 (1 means no shift)')
-        self.shift = float(shift)
+        self.shift = float(check_number(shift, 'shift', 0, open_low=True))
 
     def sigma(self, timestep: float) -> float:
         """Share of noise in the latent.

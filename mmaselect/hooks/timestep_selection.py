@@ -14,9 +14,9 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 
 from mmaselect.backbones import ASelectDiT
-from mmaselect.diffusion.family import AUTO_COMPONENTS, Tap, all_taps
+from mmaselect.diffusion.family import AUTO_COMPONENTS, COMPONENTS, Tap, all_taps
 from mmaselect.diffusion.memory import check_batch_size
-from mmaselect.errors import InputError, unknown
+from mmaselect.errors import InputError, check_choice, check_count
 from mmaselect.hooks.images import RunnerImages, check_normalisation, find_backbone, unwrap
 from mmaselect.hooks.ranks import RunnerRanks
 from mmaselect.progress import progress_bar
@@ -90,20 +90,22 @@ class TimestepSelectionHook(Hook):
         Unreadable(max_unreadable)
         self.max_unreadable = max_unreadable
         check_batch_size(batch_size)
-        if num_images not in (None, 'auto') and (
-            isinstance(num_images, bool) or not isinstance(num_images, int) or num_images < 1
-        ):
-            raise InputError(f'num_images={num_images!r} is not valid: give a whole number of at least 1')
-        if isinstance(pipeline, str) and pipeline not in ('val', 'train'):
-            raise unknown('pipeline', pipeline, ('val', 'train'))
-        self.config = dict(criterion or dict(type='HighFrequencyRatio', sigma=0.25))
+        if num_images not in (None, 'auto'):
+            check_count(num_images, 'num_images')
+        if pipeline is not None and not isinstance(pipeline, (list, tuple)):
+            check_choice(pipeline, 'pipeline', ('val', 'train'))
+        check_count(seed, 'seed', 0)
+        check_candidates(blocks, components)
+        self.config = dict(type='HighFrequencyRatio', sigma=0.25) if criterion is None else criterion
         self.criterion = build_criterion(self.config)
+        self.config = dict(self.config)
         self.criteria = {self.criterion.label: self.criterion}
+        if not isinstance(compare, (list, tuple)):
+            raise InputError(f'compare={compare!r} is not valid: give a list of criteria')
         for entry in compare:
-            other = build_criterion(entry)
+            other = build_criterion(entry, 'compare')
             self.criteria.setdefault(other.label, other)
-        if search not in STRATEGIES:
-            raise unknown('search', search, STRATEGIES)
+        check_choice(search, 'search', STRATEGIES)
         if isinstance(stability, bool) or not isinstance(stability, (int, float)) or not 0 < stability <= 1:
             raise InputError(f'stability={stability!r} is not valid: give a share in (0, 1]')
         centred = [criterion.label for criterion in self.criteria.values() if getattr(criterion, 'centred', False)]
@@ -111,7 +113,7 @@ class TimestepSelectionHook(Hook):
             raise InputError(f'batch_size={batch_size} is too small: {centred[0]} needs at least 2 images at once')
         self.search, self.stability = search, stability
         self.blocks, self.components = blocks, components
-        self.timesteps = make_timesteps(timesteps or dict(start=0, stop=1000, num=21))
+        self.timesteps = make_timesteps(dict(start=0, stop=1000, num=21) if timesteps is None else timesteps)
         self.num_images, self.batch_size, self.pipeline, self.seed = num_images, batch_size, pipeline, seed
 
     def before_run(self, runner: Runner) -> None:
@@ -304,6 +306,17 @@ def _describe_data(runner: Runner) -> dict[str, Any]:
         'val_images': None if validation is None else len(validation),
         'split': getattr(validation, 'split', None),
     }
+
+
+def check_candidates(blocks: Sequence[int] | None, components: Sequence[str] | None) -> None:
+    """Raises :class:`InputError` unless each is None or a list of what may be a block, or a component."""
+    for name, values in (('blocks', blocks), ('components', components)):
+        if values is not None and (not isinstance(values, (list, tuple)) or not values):
+            raise InputError(f'{name}={values!r} is not valid: give a list, or None for all')
+    for block in blocks or ():
+        check_count(block, 'blocks', 0)
+    for component in components or ():
+        check_choice(component, 'components', COMPONENTS)
 
 
 def _list(timesteps: Sequence[float]) -> str:

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmaselect.errors import InputError
+from mmaselect.errors import InputError, check_count, check_number
 
 
 @MODELS.register_module()
@@ -50,14 +50,11 @@ class AttentionPooling(BaseModule):
         super().__init__(init_cfg=init_cfg)
         counts = {'in_channels': in_channels, 'embed_dims': embed_dims, 'num_heads': num_heads}
         for name, value in (counts | {'num_layers': num_layers}).items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f'{name}={value!r} is not valid: give a whole number of at least 1')
+            check_count(value, name)
         if embed_dims % num_heads:
             raise InputError(f'embed_dims={embed_dims} is not a multiple of num_heads={num_heads}')
-        if not mlp_ratio > 0 or not 0 <= dropout < 1:
-            raise InputError(
-                f'mlp_ratio={mlp_ratio!r}, dropout={dropout!r} are not valid: give a number above 0 and one in [0, 1)'
-            )
+        check_number(mlp_ratio, 'mlp_ratio', 0, open_low=True)
+        check_number(dropout, 'dropout', 0, 1, open_high=True)
         self.projection = nn.Linear(in_channels, embed_dims)
         self.token = nn.Parameter(torch.zeros(1, 1, embed_dims))
         hidden = round(embed_dims * mlp_ratio)

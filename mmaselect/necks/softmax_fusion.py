@@ -9,7 +9,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmaselect.errors import InputError
+from mmaselect.errors import InputError, check_count
 
 
 @MODELS.register_module()
@@ -37,8 +37,7 @@ class SoftmaxFusion(BaseModule):
     def __init__(self, in_channels: int, num_maps: int, num_outputs: int = 1, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg=init_cfg)
         for name, value in (('in_channels', in_channels), ('num_maps', num_maps), ('num_outputs', num_outputs)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f'{name}={value!r} is not valid: give a whole number of at least 1')
+            check_count(value, name)
         if num_maps % num_outputs:
             raise InputError(f'num_maps={num_maps} is not a multiple of num_outputs={num_outputs}')
         self.num_maps, self.num_outputs = num_maps, num_outputs

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mmaselect.errors import InputError, unknown
+from mmaselect.errors import InputError, check_choice, check_count, check_fields, check_flag, check_number
 from mmaselect.selection.features import Features
 from mmaselect.selection.spectrum import check_sigma, half_plane
 
@@ -77,8 +77,7 @@ class HighFrequencyRatio(Criterion):
 
     def __init__(self, sigma: float = 0.25, norm: int = 2) -> None:
         check_sigma(sigma)
-        if norm not in (1, 2):
-            raise InputError(f'norm={norm!r} is not valid: choose 2 (energy) or 1 (magnitude)')
+        check_choice(norm, 'norm', (1, 2))
         self.sigma, self.norm = sigma, norm
         self.label = f'HFR (sigma {sigma:g}{", norm 1" if norm == 1 else ""})'
 
@@ -113,8 +112,8 @@ class NoiseConsistentHFR(Criterion):
 
     def __init__(self, sigma: float = 0.25, centred: bool = True, min_consistency: float = 0.01) -> None:
         check_sigma(sigma)
-        if not 0 <= min_consistency < 1:
-            raise InputError(f'min_consistency={min_consistency!r} is not valid: give a number in [0, 1)')
+        check_flag(centred, 'centred')
+        check_number(min_consistency, 'min_consistency', 0, 1, open_high=True)
         self.sigma, self.centred, self.min_consistency = sigma, centred, min_consistency
         self.label = f'{"centred " if centred else ""}noise-consistent HFR (sigma {sigma:g})'
 
@@ -151,8 +150,9 @@ class FisherScore(Criterion):
     fields = None
 
     def __init__(self, pool: int | None = None, ignore_index: int = 255) -> None:
-        if pool is not None and (isinstance(pool, bool) or not isinstance(pool, int) or pool < 1):
-            raise InputError(f'pool={pool!r} is not valid: give a whole number of at least 1, or None')
+        if pool is not None:
+            check_count(pool, 'pool')
+        check_count(ignore_index, 'ignore_index', -(2**31))
         self.pool, self.ignore_index = pool, ignore_index
         self.label = f'Fisher Score (labels{f", pooled to {pool}x{pool}" if pool else ""})'
 
@@ -197,8 +197,12 @@ CRITERIA: dict[str, type[Criterion]] = {
 }
 
 
-def build_criterion(config: dict[str, Any] | Criterion) -> Criterion:
+def build_criterion(config: dict[str, Any] | Criterion, field: str = 'criterion') -> Criterion:
     """Builds a criterion from a config entry such as ``dict(type='HighFrequencyRatio', sigma=0.25)``.
+
+    Args:
+        config: The entry.
+        field: Its name in the config.
 
     Raises:
         InputError: If its type or one of its fields is unknown.
@@ -207,14 +211,11 @@ def build_criterion(config: dict[str, Any] | Criterion) -> Criterion:
 
     if isinstance(config, Criterion):
         return config
+    if not isinstance(config, dict):
+        raise InputError(f"{field}={config!r} is not valid: give dict(type='HighFrequencyRatio', sigma=0.25)")
     fields = dict(config)
-    name = fields.pop('type', None)
-    if name not in CRITERIA:
-        raise unknown('criterion.type', name, CRITERIA)
-    known = list(inspect.signature(CRITERIA[name]).parameters)
-    for key in fields:
-        if key not in known:
-            raise unknown(f'field of {name}', key, known)
+    name = check_choice(fields.pop('type', None), f'{field}.type', CRITERIA)
+    check_fields(fields, f'{field} {name}', inspect.signature(CRITERIA[name]).parameters, '')
     return CRITERIA[name](**fields)
 
 

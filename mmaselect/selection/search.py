@@ -150,8 +150,10 @@ def make_timesteps(timesteps: dict | Sequence[float]) -> list[float]:
         start = check_timestep(timesteps['start'], 'timesteps.start')
         stop = check_timestep(timesteps['stop'], 'timesteps.stop')
         values = torch.linspace(start, stop, num, dtype=torch.float64).tolist()
-    else:
+    elif isinstance(timesteps, (list, tuple)):
         values = [check_timestep(value, 'timesteps') for value in timesteps]
+    else:
+        raise InputError(f'timesteps={timesteps!r} is not valid: give dict(start=0, stop=1000, num=21), or a list')
     if not values:
         raise InputError('timesteps=[] is not valid: give at least one')
     return sorted(set(values))

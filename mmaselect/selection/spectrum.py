@@ -12,7 +12,7 @@ import functools
 import torch
 from torch import Tensor
 
-from mmaselect.errors import InputError
+from mmaselect.errors import InputError, check_number
 
 
 def gaussian_high_pass(height: int, width: int, sigma: float, device: torch.device | str | None = None) -> Tensor:
@@ -37,8 +37,7 @@ def gaussian_high_pass(height: int, width: int, sigma: float, device: torch.devi
 
 def check_sigma(sigma: float) -> None:
     """Raises :class:`InputError` unless ``sigma`` is a positive number."""
-    if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not sigma > 0:
-        raise InputError(f'sigma={sigma!r} is not valid: give a number above 0, in cycles per sample (0.25 is usual)')
+    check_number(sigma, 'sigma', 0, open_low=True)
 
 
 @functools.lru_cache(maxsize=64)

@@ -153,7 +153,7 @@ def test_building_from_a_config():
     ):
         build_criterion(dict(type='Entropy'))
     with pytest.raises(
-        InputError, match=r"field of HighFrequencyRatio='sigmma' is not known; choose from: sigma, norm"
+        InputError, match=r"field of criterion HighFrequencyRatio='sigmma' is not known; choose from: sigma, norm"
     ):
         build_criterion(dict(type='HighFrequencyRatio', sigmma=0.4))
     with pytest.raises(InputError, match=r'sigma=-1 is not valid'):

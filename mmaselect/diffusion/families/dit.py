@@ -91,6 +91,11 @@ class DiT(Family):
         return model
 
     @classmethod
+    def known_fields(cls) -> list[str]:
+        """And our own."""
+        return [*super().known_fields(), FREQUENCY_SHIFT]
+
+    @classmethod
     def make_process(cls, scheduler: dict[str, Any], shift: float) -> ForwardProcess:
         """DDPM with the scheduler's own ``abar``; a resolution shift is not defined for it."""
         if shift != 1:
