@@ -228,6 +228,21 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
     return None
 
 
+def check_checkpoint(path: str | Path) -> None:
+    """Checks that a file is a checkpoint of tensors and plain values, and whole; nothing in it is run.
+
+    Raises:
+        InputError: If it is cut off, or names code.
+    """
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # the unpickler stumbles over foreign bytes in many ways
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f'{path} cannot be read as a checkpoint (cut off, or not one of weights): {reason}') from error
+    if not isinstance(content, dict):
+        raise InputError(f'{path} cannot be read as a checkpoint: it holds a {type(content).__name__}')
+
+
 def _is_whole(path: Path) -> bool:
     """Whether a checkpoint is a whole zip file, each of whose entries has its checksum."""
     try:
@@ -309,6 +324,8 @@ def build_runner(cfg: Config, *fields: str):
         *fields: The data loaders that will be used, see :func:`check_data`.
     """
     check_data(cfg, *fields)
+    if cfg.get('load_from') and Path(cfg.load_from).is_file():
+        check_checkpoint(cfg.load_from)
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 

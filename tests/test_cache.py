@@ -277,7 +277,7 @@ def test_repeated_images_are_computed_once(train, computed):
         (dict(view=2), {}, "field of cache='view' is not known; choose from: dir, dtype, views, max_gb"),
         (dict(views=0), {}, r'cache\.views=0 is not valid: give a whole number of at least 1'),
         ({}, {'model.backbone.cache.dtype': 'int8'}, "dtype='int8' is not known; choose from: float32, bfloat16"),
-        (dict(max_gb=0), {}, r'cache\.max_gb=0 is not valid: give a number above 0, or None'),
+        (dict(max_gb=0), {}, r'cache\.max_gb=0 is not valid: give a number above 0'),
         (dict(max_gb=0.001), {}, r'max_gb=0\.001 is less than the 0\.00492 GB that the features would take'),
         ({}, {'model.backbone.timestep': 'auto'}, r'a cache needs a timestep: add .*TimestepSelectionHook'),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,8 @@ def _measure_cuda(work: Callable[[], None]) -> tuple[int, int]:
 def _measure_cpu(work: Callable[[], None]) -> tuple[int, int] | None:
     """Bytes that work takes at its peak and bytes that are free; None where the system does not say."""
     try:
+        # What the collector frees meanwhile would be taken off.
+        gc.collect()
         # Sets the peak back to what is in use now (Linux).
         Path('/proc/self/clear_refs').write_text('5')
         before = _read_kilobytes('/proc/self/status', 'VmRSS')

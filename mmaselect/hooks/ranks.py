@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from mmengine import dist
@@ -21,7 +21,7 @@ class RunnerRanks:
 
     def check(self, error: str | None) -> None:
         """Raises :class:`InputError` on every rank if one of them brings an error."""
-        errors = [found for found in dist.all_gather_object(error) if found]
+        errors = [found for found in _exchange(error) if found]
         if errors:
             raise InputError(errors[0])
 
@@ -38,12 +38,22 @@ def all_ranks() -> Iterator[None]:
         yield
     except Exception as error:
         failed = error
-    messages = dist.all_gather_object(None if failed is None else f'{failed}')
+    messages = _exchange(None if failed is None else f'{failed}')
     if failed is not None:
         raise failed
     found = [(rank, message) for rank, message in enumerate(messages) if message is not None]
     if found:
         raise InputError(f'rank {found[0][0]} stopped: {found[0][1]}')
+
+
+def _exchange(message: str | None) -> list[str | None]:
+    """Gathers the messages of all ranks, in their order."""
+    messages = dist.all_gather_object(message)
+    if any(found is not None for found in messages):
+        # A rank that left now would break the connection on which others still wait for its message.
+        with suppress(RuntimeError):
+            dist.barrier()
+    return messages
 
 
 def _reduce(sums: Sums) -> Sums:

@@ -1,0 +1,53 @@
+"""Numbers that hold: in half precision, and again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+import mmaselect
+from mmaselect.selection.criteria import HighFrequencyRatio, NoiseConsistentHFR
+
+MODEL = dict(type='SiT', pretrained='mmaselect://dit-nano_digits', latent='pixels')
+#: Relative error of a score that docs/selection.md states.
+ALLOWED = {'bfloat16': 2e-2, 'float16': 2e-3}
+
+
+@pytest.fixture(scope='module')
+def images():
+    digits = torch.from_numpy(load_digits().images[:64]).float().div(16)[:, None]
+    return torch.nn.functional.interpolate(digits, size=16, mode='bicubic').clamp(0, 1).expand(-1, 3, -1, -1)
+
+
+def select(images, **more):
+    compare = [dict(type='HighFrequencyRatio')]
+    options = dict(block=2, compare=compare, num_images=None, timesteps=dict(start=0, stop=1000, num=11))
+    return mmaselect.select(MODEL | more.pop('model', {}), images, **{**options, **more})
+
+
+@pytest.fixture(scope='module')
+def exact(images):
+    return select(images)
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_half_precision_scores_and_chooses_alike(images, exact, dtype):
+    half = select(images, model=dict(dtype=dtype))
+    assert half.choices == exact.choices
+    for label in (NoiseConsistentHFR().label, HighFrequencyRatio().label):
+        found, expected = half.sweep.curve(label), exact.sweep.curve(label)
+        scale = max(expected)
+        errors = [abs(one - two) / scale for one, two in zip(found, expected, strict=True)]
+        assert ALLOWED[dtype] / 1000 < max(errors) < ALLOWED[dtype]
+
+
+def test_a_selection_can_be_repeated_to_the_last_bit(images, exact):
+    assert select(images).to_dict()['scores'] == exact.to_dict()['scores']
+    assert select(images, seed=1).to_dict()['scores'] != exact.to_dict()['scores']
+
+
+def test_features_can_be_repeated_to_the_last_bit(images):
+    first, second = (mmaselect.extract(MODEL, images, 300, block=2, noise='own') for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, mmaselect.extract(MODEL, images, 300, block=2, noise='own', seed=1))
