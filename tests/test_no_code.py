@@ -142,7 +142,7 @@ def test_yaml_and_json(marker, tmp_path):
 
     board = tmp_path / 'published.yml'
     board.write_text(YAML.format(marker))
-    with pytest.raises(InputError, match='published.yml'):
+    with pytest.raises(InputError, match=r'published\.yml'):
         read_published(board)
     for content in (YAML.format(marker), f'{{"__reduce__": ["os.mkdir", ["{marker}"]]}}', '[' * 100_000):
         (tmp_path / 'selection.json').write_text(content)

@@ -116,7 +116,7 @@ class Source:
             return None
         try:
             content = json.loads(file.read_text(encoding='utf-8'))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f'{file} is not valid JSON: {error}') from error
         if not isinstance(content, dict):
             raise InputError(f'{file} holds a {type(content).__name__}; a JSON object is expected')

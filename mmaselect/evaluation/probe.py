@@ -192,7 +192,7 @@ def _read_store(store: str | Path | None) -> list[dict[str, Any]]:
         return []
     try:
         return [entry for entry in json.loads(Path(store).read_text(encoding='utf-8')) if entry['result']]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f'{store} does not hold probe results: {error}') from error
 
 

@@ -231,7 +231,7 @@ def _scalars(log: Path) -> list[dict[str, Any]]:
     for line in file.read_text(encoding='utf-8').splitlines() if file.is_file() else ():
         try:
             content = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(content, dict):
             lines.append(content)

@@ -317,6 +317,6 @@ def read_selection(path: str | Path) -> dict[str, Any] | None:
         chosen = content['timestep']
         for timestep in chosen if isinstance(chosen, list) else [chosen]:
             check_timestep(timestep)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f'{path} is not a selection.json: {error}') from error
     return content
