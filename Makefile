@@ -1,5 +1,6 @@
 # make demo   sets up and runs the demo          make test   sets up and passes the tests
 # make soak   runs the harnesses in full          make lint   ruff
+# make lowest runs the tests with the lowest versions that setup.py admits
 # make clean  removes what the others made
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ STAMP := $(VENV)/.installed
 EXTRAS := lite,mmpretrain,mmseg,demo,prompt,tests
 INPUTS := setup.py pyproject.toml $(wildcard requirements/*.txt)
 
-.PHONY: demo test soak lint clean
+.PHONY: demo test soak lowest lint clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py
@@ -17,7 +18,7 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov
 
 # The harnesses in full: every tool killed twenty times, four ranks, long runs.
 soak: $(STAMP)
@@ -37,4 +38,11 @@ $(STAMP): $(INPUTS)
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info mmaselect/.mim work_dirs/demo
+	rm -rf $(VENV) .venv-lowest build dist *.egg-info mmaselect/.mim work_dirs/demo
+
+# The suite with the lowest versions that setup.py admits, in an environment of its own.
+lowest:
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q -c requirements/lowest.txt 'setuptools<81' wheel torch
+	.venv-lowest/bin/python -m pip install -q -c requirements/lowest.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	.venv-lowest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import inspect
 import os
 import re
@@ -53,6 +54,7 @@ def run(main: Callable[[], None]) -> None:
         line = (
             find_input_error(error)
             or describe_data_error(error)
+            or describe_disk_error(error)
             or describe_lost_rank(error)
             or describe_unknown_field(error)
         )
@@ -77,6 +79,19 @@ def describe_unknown_field(error: BaseException) -> str | None:
         return None
     known = ', '.join(name for name in inspect.signature(owner).parameters)
     return f'field of {found[1]}={found[2]!r} is not known; choose from: {known}'
+
+
+def describe_disk_error(error: BaseException | None) -> str | None:
+    """Puts into one line that a file or folder cannot be written; None for any other error."""
+    full = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
+    closed = (errno.EACCES, errno.EPERM, errno.ENOTDIR)
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (*full, *closed):
+            # What fails while it is written to knows its name no more.
+            name = error.filename or 'a file of this run'
+            return f'{name} cannot be {"written" if error.errno in full else "used"}: {error.strerror}'
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def describe_lost_rank(error: BaseException) -> str | None:
@@ -241,6 +256,32 @@ def check_checkpoint(path: str | Path) -> None:
         raise InputError(f'{path} cannot be read as a checkpoint (cut off, or not one of weights): {reason}') from error
     if not isinstance(content, dict):
         raise InputError(f'{path} cannot be read as a checkpoint: it holds a {type(content).__name__}')
+
+
+def check_weights(model: torch.nn.Module, path: str | Path) -> None:
+    """Checks that a checkpoint has the weights of a model's head, and finite ones.
+
+    mmengine only logs what does not fit, and goes on with the random weights that the head was built with.
+
+    Raises:
+        InputError: If a tensor is missing, has another shape, or holds NaN or infinity.
+    """
+    content = torch.load(path, map_location='cpu', weights_only=True)
+    found = {name.removeprefix('module.'): value for name, value in content.get('state_dict', content).items()}
+    for name, expected in model.state_dict().items():
+        # The backbone's own entries: it checks them when it takes them over.
+        if name.split('.')[0] == 'backbone':
+            continue
+        value = found.get(name)
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f'{path} has no {name}: it is not a checkpoint of this config')
+        if value.shape != expected.shape:
+            raise InputError(
+                f'{path}: {name} is {tuple(value.shape)}, expected {tuple(expected.shape)}: it is not a checkpoint of '
+                'this config'
+            )
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(f'{path}: {name} holds NaN or infinity: the training diverged')
 
 
 def _is_whole(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import pytest
 import torch
 from conftest import DEMO as CONFIG
 from conftest import ROOT, THREADS, error_line, options, run_tool
+from mmengine.registry import DefaultScope
 from safetensors import safe_open
 
 EPOCHS = re.compile(r'Epoch\(train\)\s+\[\s*(\d+)\]')
@@ -98,6 +100,42 @@ def test_a_checkpoint_over_other_frozen_weights(trained, digits, tmp_path):
     other.write_text(f'_base_ = {str(CONFIG)!r}\nmodel = dict(backbone=dict(diffusion={diffusion!r}))\n')
     done = run_tool('test.py', other, folder / 'epoch_3.pth', '--work-dir', tmp_path, *options(digits))
     assert re.search(r'trained on frozen weights [0-9a-f]{12}, but [0-9a-f]{12} are in memory', error_line(done))
+
+
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        (lambda state: state.pop('head.fc.bias'), 'has no head.fc.bias: it is not a checkpoint of this config'),
+        (
+            lambda state: state.update({'head.fc.bias': torch.zeros(3)}),
+            'head.fc.bias is (3,), expected (10,): it is not a checkpoint of this config',
+        ),
+        (lambda state: state['head.fc.weight'].fill_(math.nan), 'head.fc.weight holds NaN or infinity'),
+        (lambda state: state.clear(), 'it is not a checkpoint of this config'),
+    ],
+    ids=['missing', 'shape', 'nan', 'empty'],
+)
+def test_checkpoints_that_do_not_fit(trained, digits, tmp_path, call_tool, change, message):
+    """mmengine would log it, and test random weights."""
+    content = torch.load(trained[0] / 'epoch_3.pth', weights_only=True)
+    change(content['state_dict'])
+    torch.save(content, tmp_path / 'changed.pth')
+    line = error_line(call_tool('test.py', CONFIG, tmp_path / 'changed.pth', '--work-dir', tmp_path, *options(digits)))
+    assert message in line
+    DefaultScope._instance_dict.clear()
+
+
+def test_a_checkpoint_that_is_cut_off(trained, digits, tmp_path, call_tool):
+    whole = (trained[0] / 'epoch_3.pth').read_bytes()
+    for share in (0, 0.3, 0.99):
+        (tmp_path / 'cut.pth').write_bytes(whole[: int(share * len(whole))])
+        for arguments in (
+            ['test.py', CONFIG, tmp_path / 'cut.pth'],
+            ['train.py', CONFIG, '--resume', tmp_path / 'cut.pth'],
+        ):
+            line = error_line(call_tool(*arguments, '--work-dir', tmp_path / 'out', *options(digits)))
+            assert 'cut.pth cannot be read as a checkpoint' in line
+    DefaultScope._instance_dict.clear()
 
 
 def start_and_kill(command, ready, timeout=180):

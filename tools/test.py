@@ -53,6 +53,7 @@ def main():
     args = parse_args()
     cfg = merge_args(cli.load_config(args), args)
     runner = cli.build_runner(cfg, 'test_dataloader')
+    cli.check_weights(runner.model.module if runner.distributed else runner.model, args.checkpoint)
     if args.out and args.out_item != 'metrics':
         from mmengine.evaluator import DumpResults
 
