@@ -15,7 +15,7 @@ from mmaselect.errors import InputError
 from mmaselect.selection.criteria import FisherScore, HighFrequencyRatio, NoiseConsistentHFR, add_sums
 from mmaselect.selection.features import Features
 from mmaselect.selection.report import Selection, read_selection
-from mmaselect.selection.search import Batch, Choice, Search, Sweep, make_timesteps, run, sweep
+from mmaselect.selection.search import Batch, Choice, OneProcess, Search, Sweep, make_timesteps, run, sweep
 from mmaselect.selection.spectrum import high_frequency_ratio
 
 ARCH = dict(num_layers=3, num_attention_heads=2, attention_head_dim=8, sample_size=8, in_channels=3)
@@ -104,6 +104,25 @@ def test_every_image_is_encoded_once_and_every_block_counted(monkeypatch):
     assert len(passes) == 2 * len(TIMESTEPS) * 2
     # A criterion of one noise costs one pass.
     assert sweep(model, batches(4), TIMESTEPS, [HighFrequencyRatio()]).block_evaluations == 6 * len(TIMESTEPS) * 2
+
+
+def test_what_fails_on_one_rank_is_told_to_all():
+    told = []
+
+    class Ranks(OneProcess):
+        def check(self, error):
+            told.append(error)
+            super().check(error)
+
+    class Broken(HighFrequencyRatio):
+        def sums(self, features):
+            raise ZeroDivisionError('by zero')
+
+    search = Search(make_model(), TIMESTEPS, [Broken()], ranks=Ranks())
+    # Here with its own traceback, elsewhere as a line.
+    with pytest.raises(ZeroDivisionError, match='by zero'):
+        search.add(batches(4), [0])
+    assert told == ['a rank stopped: ZeroDivisionError: by zero']
 
 
 def test_features_that_are_not_finite_are_named():
