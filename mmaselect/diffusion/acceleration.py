@@ -66,11 +66,14 @@ def compile_block(run: Callable[..., Any], mode: str | None) -> Callable[..., An
     """
     if mode is None:
         return run
+    config: Any = torch._dynamo.config
+    # torch 2.6 knows it by its former name alone.
+    limit = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'
     compiled = torch.compile(run, mode=mode)
 
     def run_compiled(*arguments: Any) -> Any:
         # First, last, dual, read or not, and again once the batch size has changed: more kinds than torch allows for.
-        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+        with config.patch({limit: RECOMPILE_LIMIT}):
             return compiled(*arguments)
 
     return run_compiled
