@@ -171,7 +171,7 @@ class Family(nn.Module, ABC):
         self.taps = tuple(taps)
         self.last_block = max(tap.block for tap in taps)
         self.wanted = {
-            index: frozenset(tap.component for tap in taps if tap.block == index)
+            index: tuple(dict.fromkeys(tap.component for tap in taps if tap.block == index))
             for index in range(self.last_block + 1)
         }
 
@@ -271,7 +271,7 @@ class Family(nn.Module, ABC):
 
     @abstractmethod
     def run_block(
-        self, block: DiffusersModule, constants: Any, tokens: Tensor, context: Any, wanted: frozenset[str], last: bool
+        self, block: DiffusersModule, constants: Any, tokens: Tensor, context: Any, wanted: tuple[str, ...], last: bool
     ) -> tuple[Tensor, Any, dict[str, Tensor]]:
         """Runs one block, or, if it is the last, no more of it than ``wanted`` needs.
 

@@ -149,11 +149,11 @@ class DiT(Family):
         constants: tuple[Tensor, ...],
         tokens: Tensor,
         context: None,
-        wanted: frozenset[str],
+        wanted: tuple[str, ...],
         last: bool,
     ) -> tuple[Tensor, None, dict[str, Tensor]]:
         """Diffusers' ``BasicTransformerBlock`` with ``ada_norm_zero``, readable on the way."""
-        attends = not last or bool(wanted & {'attention', 'output'})
+        attends = not last or 'attention' in wanted or 'output' in wanted
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = constants
         normed = modulate(block.norm1.norm, tokens, shift, scale)
         projections = project(block.attn1, normed, PROJECTIONS if attends else wanted)

@@ -170,11 +170,11 @@ class SD3(Family):
         constants: BlockConstants,
         tokens: Tensor,
         context: Tensor,
-        wanted: frozenset[str],
+        wanted: tuple[str, ...],
         last: bool,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Diffusers' ``JointTransformerBlock``, readable on the way."""
-        attends = not last or bool(wanted & {'attention', 'output'})
+        attends = not last or 'attention' in wanted or 'output' in wanted
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp, *dual = constants.image
         plain = block.norm1.norm(tokens)
         normed = scale_and_shift(plain, shift, scale)
