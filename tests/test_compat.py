@@ -91,6 +91,26 @@ def test_a_full_mmcv_is_left_alone(tmp_path):
     assert done.stdout.strip() == 'False False', done.stderr
 
 
+def test_with_a_full_mmcv():
+    """Its own operators, and mmseg's models beside them."""
+    from importlib import metadata
+
+    try:
+        metadata.version('mmcv')
+    except metadata.PackageNotFoundError:
+        pytest.skip('mmcv-lite is installed, which has no operators: install the full mmcv to run this')
+    done = python(
+        """
+        import mmaselect, mmcv, torch
+        from mmcv.ops import nms
+        import mmseg.models
+        boxes = torch.tensor([[0., 0., 4., 4.], [0., 0., 4., 4.1], [8., 8., 9., 9.]])
+        print(len(nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5)[1]))
+        """
+    )
+    assert done.stdout.strip() == '2', done.stderr
+
+
 def test_mmengine_checkpoints_load_without_unpickling_code(tmp_path):
     make = f"""
         import torch
