@@ -155,15 +155,23 @@ def test_only_what_changed_is_computed_again(train, computed, digits, tmp_path):
 )
 def test_another_setting_is_another_cache(train, change):
     """Seen from the folder, which the settings name; nothing needs to be computed for that."""
+    plain, changed = describe(train, {}), describe(train, change)
+    assert changed != plain
+    # And in what description.json says.
+    assert any(plain[key] != changed[key] for key in plain)
+
+
+def describe(train, changes):
     from mmaselect.cache.hook import make_cache, read_settings
     from mmaselect.hooks.images import find_backbone
 
-    def folder(changes):
-        runner = train(cache={}, build_only=True, **changes)
-        return make_cache(runner, read_settings(find_backbone(runner).cache)).store.folder
+    runner = train(cache={}, build_only=True, **changes)
+    return make_cache(runner, read_settings(find_backbone(runner).cache)).description
 
-    assert folder({}) == folder({'train_dataloader.batch_size': 4})
-    assert folder(change) != folder({})
+
+def test_what_does_not_matter_is_in_no_key(train):
+    changes = {'train_dataloader.batch_size': 4, 'train_cfg.max_epochs': 9, 'model.backbone.cache.views': 3}
+    assert describe(train, changes) == describe(train, {})
 
 
 def test_an_interrupted_cache_is_taken_up_again(train, computed, monkeypatch):
