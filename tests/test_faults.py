@@ -139,6 +139,7 @@ def test_training(harness, digits, tmp_path):
     assert f'{accuracies(expected.stdout)[-1]:.2f}' in board.stdout
 
 
+@pytest.mark.soak
 def test_selecting(harness, digits, tmp_path):
     settings = options(digits)
     reference, folder = tmp_path / 'reference', tmp_path / 'killed'
@@ -169,10 +170,11 @@ def test_caching(harness, digits, tmp_path):
     assert all(torch.allclose(value, rows[1][key], atol=1e-5) for key, value in rows[0].items())
 
 
-def test_pretraining(harness, digits, tmp_path, soak):
+@pytest.mark.soak
+def test_pretraining(harness, digits, tmp_path):
     """Its noise is drawn anew after a restart: what can be compared is that it ends, and ends well."""
-    settings = [f'train_dataloader.dataset.data_root={digits}', f'train_cfg.max_iters={120 if soak else 12}',
-                'model.transformer.num_layers=2', f'default_hooks.checkpoint.interval={10 if soak else 4}',
+    settings = [f'train_dataloader.dataset.data_root={digits}', 'train_cfg.max_iters=120',
+                'model.transformer.num_layers=2', 'default_hooks.checkpoint.interval=10',
                 'default_hooks.logger.interval=1']  # fmt: skip
     config = ROOT / 'configs/pretrain/dit-nano_digits.py'
     reference, folder = tmp_path / 'reference', tmp_path / 'killed'
@@ -186,8 +188,7 @@ def test_pretraining(harness, digits, tmp_path, soak):
     assert all(torch.isfinite(value).all() for value in weights[1].values())
     logs = ''.join(path.read_text() for path in sorted(folder.glob('*/*.log')))
     losses = [[float(value) for value in re.findall(r'loss: ([\d.]+)', text)] for text in (expected.stdout, logs)]
-    # Fewer iterations than the soak's are too few to compare.
-    assert not soak or sum(losses[1][-10:]) == pytest.approx(sum(losses[0][-10:]), rel=0.3)
+    assert sum(losses[1][-10:]) == pytest.approx(sum(losses[0][-10:]), rel=0.3)
 
 
 @pytest.mark.parametrize('damage', ['last_checkpoint cut off', 'checkpoint cut off', 'both gone'])

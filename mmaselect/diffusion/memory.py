@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -73,8 +75,10 @@ def _measure_cuda(work: Callable[[], None]) -> tuple[int, int]:
 def _measure_cpu(work: Callable[[], None]) -> tuple[int, int] | None:
     """Bytes that work takes at its peak and bytes that are free; None where the system does not say."""
     try:
-        # What the collector frees meanwhile would be taken off.
+        # Memory that was freed before but not given back would hide what is taken now.
         gc.collect()
+        with suppress(OSError, AttributeError):  # where the C library is not glibc
+            ctypes.CDLL(None).malloc_trim(0)
         # Sets the peak back to what is in use now (Linux).
         Path('/proc/self/clear_refs').write_text('5')
         before = _read_kilobytes('/proc/self/status', 'VmRSS')
