@@ -11,26 +11,29 @@ import re
 import sys
 import traceback
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
-from mmaselect.errors import InputError  # re-exported: tools raise it
+from mmaselect.errors import InputError, one_line  # InputError is re-exported: tools raise it
 from mmaselect.files import remove_abandoned
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what caused it, what caused that, and so on; each once."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
     """Looks for an :class:`InputError` in the chain of causes: registries and data loaders wrap what they catch."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, InputError):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return None
+    return next((cause for cause in causes(error) if isinstance(cause, InputError)), None)
 
 
 def describe_data_error(error: BaseException) -> str | None:
@@ -85,12 +88,11 @@ def describe_disk_error(error: BaseException | None) -> str | None:
     """Puts into one line that a file or folder cannot be written; None for any other error."""
     full = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
     closed = (errno.EACCES, errno.EPERM, errno.ENOTDIR)
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (*full, *closed):
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in (*full, *closed):
             # What fails while it is written to knows its name no more.
-            name = error.filename or 'a file of this run'
-            return f'{name} cannot be {"written" if error.errno in full else "used"}: {error.strerror}'
-        error = error.__cause__ or error.__context__
+            name = cause.filename or 'a file of this run'
+            return f'{name} cannot be {"written" if cause.errno in full else "used"}: {cause.strerror}'
     return None
 
 
@@ -104,7 +106,7 @@ def describe_lost_rank(error: BaseException) -> str | None:
         return None
     return (
         f'rank {distributed.get_rank()} of {distributed.get_world_size()} stops, because another one has ended or does '
-        f'not answer; its own output says why ({" ".join(str(error).split())[:200]})'
+        f'not answer; its own output says why ({one_line(error)})'
     )
 
 

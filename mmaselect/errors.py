@@ -15,6 +15,11 @@ class InputError(ValueError):
     """
 
 
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, in one line of at most 200 characters; its type if it says nothing."""
+    return ' '.join(str(error).split())[:200] or type(error).__name__
+
+
 def unknown(field: str, value: object, known: Iterable[object]) -> InputError:
     """Builds the error for a name that is not in a closed list.
 

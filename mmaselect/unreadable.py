@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from mmaselect.errors import InputError
+from mmaselect.errors import InputError, one_line
 
 #: Share of unreadable images that does not end a run.
 SHARE = 0.01
@@ -41,8 +41,7 @@ class Unreadable:
         Raises:
             InputError: If there are more than may be.
         """
-        reason = ' '.join(str(error).split())[:200] or type(error).__name__
-        self.found.append((str(name), reason))
+        self.found.append((str(name), one_line(error)))
         allowed = max(1, int(self.share * self.total)) if self.share else 0
         if len(self.found) > allowed:
             first, why = self.found[0]

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,11 @@ def error_line(done):
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith('error: ')
     return line
+
+
+def accuracies(text):
+    """Every validation's accuracy in a log."""
+    return [float(value) for value in re.findall(r'accuracy/top1: ([\d.]+)', text)]
 
 
 @pytest.fixture

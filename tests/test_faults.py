@@ -17,7 +17,7 @@ from contextlib import suppress
 
 import pytest
 import torch
-from conftest import DEMO, ROOT, THREADS, options, run_tool
+from conftest import DEMO, ROOT, THREADS, accuracies, options, run_tool
 from safetensors.torch import load_file
 
 from mmaselect.files import ABANDONED_AFTER
@@ -107,10 +107,6 @@ class Harness:
 @pytest.fixture
 def harness(soak):
     return Harness(20 if soak else 1, 0)
-
-
-def accuracies(text):
-    return [float(value) for value in re.findall(r'accuracy/top1: ([\d.]+)', text)]
 
 
 def scores(folder):

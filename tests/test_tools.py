@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import DEMO as CONFIG
-from conftest import ROOT, THREADS, error_line, options, run_tool
+from conftest import ROOT, THREADS, accuracies, error_line, options, run_tool
 from mmengine.registry import DefaultScope
 from safetensors import safe_open
 
@@ -30,10 +30,6 @@ def trained(digits, tmp_path_factory):
     done = run_tool('train.py', CONFIG, '--work-dir', folder, *options(digits))
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stdout
-
-
-def accuracies(text):
-    return [float(value) for value in re.findall(r'accuracy/top1: ([\d.]+)', text)]
 
 
 def test_training_selects_trains_and_saves_little(trained):

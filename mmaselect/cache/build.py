@@ -27,7 +27,7 @@ from mmaselect.diffusion.loading import parse_dtype
 from mmaselect.diffusion.memory import Halving
 from mmaselect.errors import InputError
 from mmaselect.files import write_json
-from mmaselect.hooks.images import read_seeded
+from mmaselect.hooks.images import name_of, read_seeded
 from mmaselect.hooks.ranks import all_ranks
 from mmaselect.progress import progress_bar
 from mmaselect.unreadable import Unreadable
@@ -137,21 +137,22 @@ class FeatureCache:
         samples = self._fingerprints()
         with all_ranks():
             self.store.refresh()
-            views = self._views()
+            probes = self._readable(PROBES[0])
+            views = self._views(probes)
             keys = [
                 [] if sample is None else [_key(sample, view, self.settings.seed) for view in range(views)]
                 for sample in samples
             ]
             # An image that a data set repeats is computed once.
-            places = {key: (index, view) for index, own in enumerate(keys) for view, key in enumerate(own)}
+            places = {key: index for index, own in enumerate(keys) for key in own}
             missing = [key for key in places if key not in self.store]
             self.logger.info(
                 f'feature cache {self.store.folder}: {len(places) - len(missing)} of {len(places)} views are there'
                 f'{"" if views == 1 else f" ({views} of each image)"}'
             )
-            self._prepare(len(missing))
+            self._prepare(len(missing), probes[0])
         with all_ranks():
-            self._compute([(key, *places[key]) for key in missing[rank::world_size]], rank == 0)
+            self._compute([(key, places[key]) for key in missing[rank::world_size]], rank == 0)
         broken = {key for keys in dist.all_gather_object(sorted(self._broken)) for key in keys}
         with all_ranks():
             self.store.refresh()
@@ -185,17 +186,16 @@ class FeatureCache:
         with all_ranks(), ThreadPoolExecutor(8) as pool:
             for index, result in zip(mine, pool.map(read, mine), strict=True):
                 if isinstance(result, Exception):
-                    self.unreadable.add(self._name(index), result)
+                    self.unreadable.add(name_of(self.dataset, index), result)
                 found.append(None if isinstance(result, Exception) else result)
         parts = dist.all_gather_object(found)
         return [parts[index % world_size][index // world_size] for index in range(len(dataset))]
 
-    def _views(self) -> int:
+    def _views(self, probes: Sequence[int]) -> int:
         """As many as are asked for; one, if the pipeline is not random."""
-        count, draws = PROBES
         random = False
-        for index in self._readable(count):
-            first, *others = (read_seeded(self.dataset, index, seed)['inputs'] for seed in range(draws))
+        for index in probes:
+            first, *others = (read_seeded(self.dataset, index, seed)['inputs'] for seed in range(PROBES[1]))
             random = random or any(other.shape != first.shape or not torch.equal(other, first) for other in others)
         if random and self.settings.views == 1:
             self.logger.warning(
@@ -221,12 +221,9 @@ class FeatureCache:
             raise InputError(f'none of {len(self.dataset)} training images can be read: {error}') from error
         return found
 
-    def _name(self, index: int) -> str:
-        return str(self.dataset.get_data_info(index).get('img_path', f'number {index}'))
-
-    def _prepare(self, missing: int) -> None:
+    def _prepare(self, missing: int, index: int) -> None:
         """Learns the form of the samples, and refuses what would be too large."""
-        batch = self.loader.collate_fn([read_seeded(self.dataset, self._readable(1)[0], 0)])
+        batch = self.loader.collate_fn([read_seeded(self.dataset, index, 0)])
         if not batch.get('data_samples'):
             raise InputError('the training pipeline gives no data_samples: there is nothing to train a head on')
         data = self.preprocessor(batch, True)
@@ -238,7 +235,7 @@ class FeatureCache:
         size = numbers * parse_dtype(self.settings.dtype).itemsize + labels
         self.store.require(missing * size, self.settings.max_gb)
 
-    def _compute(self, work: Sequence[tuple[str, int, int]], show: bool) -> None:
+    def _compute(self, work: Sequence[tuple[str, int]], show: bool) -> None:
         rows: dict[str, dict[str, Tensor]] = {}
         size = 0
         with progress_bar(total=len(work), desc='feature cache', unit='view', disable=not show) as bar:
@@ -253,17 +250,17 @@ class FeatureCache:
             if rows:
                 self.store.write(rows)
 
-    def _batches(self, work: Sequence[tuple[str, int, int]]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    def _batches(self, work: Sequence[tuple[str, int]]) -> Iterator[tuple[list[str], dict[str, Any]]]:
         batch_size = self.settings.batch_size or self.loader.batch_size or 16
         source = self.loader
         views, collate = _Views(self.dataset, work), _Collate(source.collate_fn)
         loader = DataLoader(views, batch_size, num_workers=source.num_workers, collate_fn=collate)
         for start, (batch, errors) in zip(range(0, len(work), batch_size), loader, strict=True):
             keys = []
-            for place, (key, index, _) in enumerate(work[start : start + batch_size]):
+            for place, (key, index) in enumerate(work[start : start + batch_size]):
                 if place in errors:
                     self._broken.add(key)
-                    self.unreadable.add(self._name(index), ValueError(errors[place]))
+                    self.unreadable.add(name_of(self.dataset, index), ValueError(errors[place]))
                 else:
                     keys.append(key)
             if keys:
@@ -293,14 +290,14 @@ class FeatureCache:
 class _Views(Dataset):
     """Augmented samples; which augmentation depends on nothing but the key of the view."""
 
-    def __init__(self, dataset: Any, work: Sequence[tuple[str, int, int]]) -> None:
+    def __init__(self, dataset: Any, work: Sequence[tuple[str, int]]) -> None:
         self.dataset, self.work = dataset, work
 
     def __len__(self) -> int:
         return len(self.work)
 
     def __getitem__(self, position: int) -> dict[str, Any] | str:
-        key, index, _ = self.work[position]
+        key, index = self.work[position]
         try:
             return read_seeded(self.dataset, index, int(key[:12], 16))
         except Exception as error:

@@ -63,14 +63,11 @@ class FeatureStore:
         """
 
         def is_sound(name: str) -> bool:
-            digest = hashlib.sha256()
             try:
                 with self._path(name).open('rb') as file:
-                    while chunk := file.read(1 << 20):
-                        digest.update(chunk)
+                    return hashlib.file_digest(file, 'sha256').hexdigest() == name
             except FileNotFoundError:  # removed by another process, which found the same
                 return True
-            return digest.hexdigest() == name
 
         with ThreadPoolExecutor(threads) as pool:
             bad = [name for name, sound in zip(shards, pool.map(is_sound, shards), strict=True) if not sound]

@@ -8,6 +8,8 @@ from typing import Any
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 
+from mmaselect.errors import one_line
+
 
 @TRANSFORMS.register_module()
 class LoadReadableImage:
@@ -39,10 +41,9 @@ class LoadReadableImage:
             path = results['img_path']
             if path not in self.unreadable:
                 self.unreadable.add(path)
-                reason = ' '.join(str(error).split())[:200] or type(error).__name__
                 print_log(
                     f'{path} cannot be read, another image takes its place (no. {len(self.unreadable)} of this '
-                    f'process): {reason}',
+                    f'process): {one_line(error)}',
                     logger='current',
                     level=logging.WARNING,
                 )

@@ -107,7 +107,7 @@ class RunnerImages:
             try:
                 sample = load(index)
             except Exception as error:
-                self.unreadable.add(self._name(index), error)
+                self.unreadable.add(name_of(self.dataset, index), error)
                 continue
             # Stacking here would have to know each toolbox's padding: one image needs none.
             data = self.preprocessor({'inputs': [sample['inputs']], 'data_samples': [sample['data_samples']]}, pad)
@@ -121,12 +121,6 @@ class RunnerImages:
         if pending:
             yield stack()
 
-    def _name(self, index: int) -> str:
-        try:
-            return str(self.dataset.get_data_info(index)['img_path'])
-        except (AttributeError, KeyError, TypeError):
-            return f'number {index}'
-
     def _loader(self) -> Callable[[int], dict[str, Any]]:
         """Gives a function from index to sample."""
         dataset = self.dataset
@@ -137,6 +131,14 @@ class RunnerImages:
             return lambda index: transforms(dataset.get_data_info(index))
 
         return lambda index: read_seeded(dataset, index, self.seed + index)
+
+
+def name_of(dataset: Any, index: int) -> str:
+    """Path of an image of a data set; its number, where the data set does not say."""
+    try:
+        return str(dataset.get_data_info(index)['img_path'])
+    except (AttributeError, KeyError, TypeError):
+        return f'number {index}'
 
 
 def read_seeded(dataset: Any, index: int, seed: int) -> dict[str, Any]:
