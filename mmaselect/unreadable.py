@@ -15,6 +15,7 @@ class Unreadable:
 
     Args:
         share: Of the images, in [0, 1], that may be unreadable; one always may, unless it is 0.
+        fewest: Images that it is a share of at the least, where ``total`` grows: the first few say nothing about all.
 
     Attributes:
         found: Name and reason of each.
@@ -24,10 +25,10 @@ class Unreadable:
         InputError: If ``share`` is out of range.
     """
 
-    def __init__(self, share: float = SHARE) -> None:
+    def __init__(self, share: float = SHARE, fewest: int = 0) -> None:
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
             raise InputError(f'max_unreadable={share!r} is not valid: give a share of the images, 0 to 1')
-        self.share = share
+        self.share, self.fewest = share, fewest
         self.found: list[tuple[str, str]] = []
         self.total = 0
 
@@ -42,7 +43,7 @@ class Unreadable:
             InputError: If there are more than may be.
         """
         self.found.append((str(name), one_line(error)))
-        allowed = max(1, int(self.share * self.total)) if self.share else 0
+        allowed = max(1, int(self.share * max(self.total, self.fewest))) if self.share else 0
         if len(self.found) > allowed:
             first, why = self.found[0]
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import Forks
 
 import mmaselect  # noqa: F401  (applies compat before anything imports torchvision)
 
@@ -138,19 +140,29 @@ ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / 'shared' / 'data'
 
 
-def run_tool(tool, *args, cwd=None, timeout=300, env=None):
-    """Runs ``python tools/TOOL ARGS`` as a user would, in a process of its own."""
-    path = Path(tool) if Path(tool).is_absolute() else ROOT / 'tools' / tool
-    environment = {**os.environ, 'OMP_NUM_THREADS': str(THREADS), 'HF_HUB_OFFLINE': '1', **(env or {})}
-    return subprocess.run(
-        [sys.executable, str(path), *map(str, args)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=environment,
-        check=False,
-    )
+ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': str(THREADS), 'HF_HUB_OFFLINE': '1'}
+
+
+@functools.cache
+def forks():
+    """The process of which tools are forks; it ends with this one."""
+    return Forks(ENVIRONMENT)
+
+
+def run_tool(tool, *args, timeout=300):
+    """Runs ``python tools/TOOL ARGS`` in a process of its own."""
+    return forks().run(ROOT / 'tools' / tool, *map(str, args), timeout=timeout)
+
+
+def start_tool(tool, *args, env=None):
+    """Starts ``python tools/TOOL ARGS`` in a process of its own, with variables beside the test's own."""
+    return forks().start(ROOT / 'tools' / tool, *map(str, args), env=env)
+
+
+def run_script(path, *args, timeout=300):
+    """Runs a script of a toolbox, which imports in an order of its own: nothing may be imported before."""
+    command = [sys.executable, str(path), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT, check=False)
 
 
 def error_line(done):

@@ -8,37 +8,18 @@ import os
 import random
 import re
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import time
-from contextlib import suppress
 
 import pytest
 import torch
-from conftest import DEMO, ROOT, THREADS, accuracies, options, run_tool
+from conftest import DEMO, ROOT, accuracies, options, run_tool, start_tool
 from safetensors.torch import load_file
 
 from mmaselect.files import ABANDONED_AFTER
 
 EPOCHS = 4
-
-
-def start(tool, *arguments, env=None):
-    """A tool in a session of its own, so that its data loader's workers die with it."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env={**os.environ, 'OMP_NUM_THREADS': str(THREADS), 'HF_HUB_OFFLINE': '1', **(env or {})},
-    )  # fmt: skip
-
-
-def kill(process):
-    # All of its session may have ended by itself.
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    return process.communicate()[0]
 
 
 def check_files(folder):
@@ -80,7 +61,7 @@ class Harness:
         assert expected.returncode == 0, expected.stderr[-3000:]
         moments, finished = [], 0
         while len(moments) < self.count:
-            process = start(tool, *arguments(folder), *(resume if folder.exists() else ()))
+            process = start_tool(tool, *arguments(folder), *(resume if folder.exists() else ()))
             moment = self.random.uniform(0, seconds)
             try:
                 process.communicate(timeout=moment)
@@ -90,7 +71,7 @@ class Harness:
                 shutil.rmtree(folder)
                 continue
             except subprocess.TimeoutExpired:
-                kill(process)
+                process.kill()
             moments.append(moment)
             if folder.exists():
                 check_files(folder)
@@ -235,8 +216,8 @@ def start_ranks(count, tool, *arguments, env=None):
     """As Slurm starts them: nobody watches over them."""
     shared = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port()), 'WORLD_SIZE': str(count)}
     return [
-        start(tool, *arguments, '--launcher', 'pytorch',
-              env={**shared, 'RANK': str(rank), 'LOCAL_RANK': str(rank), 'OMP_NUM_THREADS': '1', **(env or {})})
+        start_tool(tool, *arguments, '--launcher', 'pytorch',
+                   env={**shared, 'RANK': str(rank), 'LOCAL_RANK': str(rank), 'OMP_NUM_THREADS': '1', **(env or {})})
         for rank in range(count)
     ]  # fmt: skip
 
@@ -280,21 +261,39 @@ def test_a_rank_that_dies_during_selection_ends_the_run(digits, tmp_path, end, m
         "train_dataloader = dict(dataset=dict(type='Deadly'))\n"
     )
     settings = options(digits)
-    paths = f'{tmp_path}:{ROOT}:{os.environ.get("PYTHONPATH", "")}'
     started = time.monotonic()
-    ranks = start_ranks(
-        2, 'train.py', config, '--work-dir', tmp_path / 'out', *settings, env={'DIES_AT': '7', 'PYTHONPATH': paths}
-    )
+    own = {'DIES_AT': '7', 'PYTHONPATH': str(tmp_path)}
+    ranks = start_ranks(2, 'train.py', config, '--work-dir', tmp_path / 'out', *settings, env=own)
     try:
-        printed = [process.communicate(timeout=120)[0] for process in ranks]
+        printed = [''.join(process.communicate(timeout=120)) for process in ranks]
     finally:
         for process in ranks:
-            process.poll() is None and kill(process)
+            process.kill()
     assert time.monotonic() - started < 120
     assert ranks[0].returncode == 2, printed[0][-2000:]
     assert ranks[1].returncode != 0
     assert re.search(message, printed[0].strip().splitlines()[-1]), printed[0][-2000:]
     assert not list((tmp_path / 'out').glob('selection.json'))
+
+
+def test_ranks_search_as_one_process(digits, tmp_path):
+    """Coarse to fine on a doubling number of images: where ranks disagreed on the next step, they would wait forever."""
+    many = ','.join(str(timestep) for timestep in range(0, 1000, 20))
+    more = {'search': 'coarse-to-fine', 'num_images': 'auto', 'timesteps': f'[{many}]', 'batch_size': 32}
+    settings = options(digits, **{f'custom_hooks.0.{key}': value for key, value in more.items()})
+    found = []
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        ranks = start_ranks(count, 'select_timestep.py', DEMO, '--work-dir', folder, *settings)
+        printed = [''.join(process.communicate(timeout=300)) for process in ranks]
+        assert [process.returncode for process in ranks] == [0] * count, printed[0][-3000:]
+        found.append(json.loads((folder / 'selection.json').read_text()))
+    alone, both = found
+    assert both['num_images'] == alone['num_images']
+    assert both['timestep'] == alone['timestep']
+    assert both['timesteps'] == alone['timesteps']
+    for label, curve in alone['scores'].items():
+        assert both['scores'][label] == pytest.approx(curve, rel=1e-4, abs=1e-7)
 
 
 def test_ranks_choose_and_measure_as_one_process(digits, tmp_path, soak):
@@ -309,7 +308,7 @@ def test_ranks_choose_and_measure_as_one_process(digits, tmp_path, soak):
         # The same 12 images a step, whatever the number of ranks.
         own = [value.replace('batch_size=12', f'batch_size={12 // count}') for value in settings]
         ranks = start_ranks(count, 'train.py', DEMO, '--work-dir', folder, *own)
-        printed = [process.communicate(timeout=300)[0] for process in ranks]
+        printed = [''.join(process.communicate(timeout=300)) for process in ranks]
         assert [process.returncode for process in ranks] == [0] * count, printed[0][-3000:]
         selection = json.loads((folder / 'selection.json').read_text())
         assert selection['num_images'] == 41
@@ -319,7 +318,7 @@ def test_ranks_choose_and_measure_as_one_process(digits, tmp_path, soak):
         checkpoint = tmp_path / f'{1 if soak else 2}' / 'epoch_1.pth'
         tests = start_ranks(count, 'test.py', DEMO, checkpoint, '--work-dir', folder / 'test', *settings,
                             'test_dataloader.dataset.indices=57')  # fmt: skip
-        outputs = [process.communicate(timeout=300)[0] for process in tests]
+        outputs = [''.join(process.communicate(timeout=300)) for process in tests]
         assert [process.returncode for process in tests] == [0] * count, outputs[0][-3000:]
         found[count] = (selection, accuracies(outputs[0])[-1])
     alone, metric = next(iter(found.values()))

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_tool
+from conftest import ROOT, run_script, run_tool
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
@@ -59,7 +59,7 @@ def options(root, **more):
 def trained(streets, tmp_path_factory):
     """A run by mmseg's own, unmodified tools/train.py."""
     folder = tmp_path_factory.mktemp('segmentation')
-    done = run_tool(mmseg_tool('train.py'), CONFIG, '--work-dir', folder, *options(streets))
+    done = run_script(mmseg_tool('train.py'), CONFIG, '--work-dir', folder, *options(streets))
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stdout
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SHARED_DATA, run_tool
+from conftest import ROOT, SHARED_DATA, run_script, run_tool
 from miniatures import make
 
 
@@ -52,13 +52,13 @@ def test_the_cub_config_by_mmpretrains_own_tools(miniature_cub, model_folder, tm
         '--cfg-options', *data_options(miniature_cub), *small_sd3(model_folder('SD3.5-medium')),
         'model.neck.1.input_features=64',
     ]  # fmt: skip
-    done = run_tool(mmpretrain_tool('train.py'), config, '--work-dir', tmp_path, *options)
+    done = run_script(mmpretrain_tool('train.py'), config, '--work-dir', tmp_path, *options)
     assert done.returncode == 0, done.stderr[-3000:]
     selection = json.loads((tmp_path / 'selection.json').read_text())
     assert selection['criterion'] == {'type': 'HighFrequencyRatio', 'sigma': 0.25}
     assert (selection['block'], selection['component'], selection['num_images']) == (2, 'query', 4)
     assert re.search(r'Epoch\(val\) \[1\].*accuracy/top1', done.stdout)
-    done = run_tool(mmpretrain_tool('test.py'), config, tmp_path / 'epoch_1.pth', '--work-dir', tmp_path, *options)
+    done = run_script(mmpretrain_tool('test.py'), config, tmp_path / 'epoch_1.pth', '--work-dir', tmp_path, *options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'accuracy/top1' in done.stdout
 
@@ -69,7 +69,7 @@ def test_the_readme_s_change_to_a_project_of_ones_own(miniature_cub, model_folde
     config = tmp_path / 'mine.py'
     config.write_text(f"_base_ = ['mmpretrain::resnet/resnet50_8xb8_cub.py']\n{change}")
     options = ['--cfg-options', *data_options(miniature_cub), *small_sd3(model_folder('SD3.5-medium'))]
-    done = run_tool(mmpretrain_tool('train.py'), config, '--work-dir', tmp_path / 'out', *options)
+    done = run_script(mmpretrain_tool('train.py'), config, '--work-dir', tmp_path / 'out', *options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / 'out/selection.json').exists()
     assert 'accuracy/top1' in done.stdout

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import DEMO as CONFIG
-from conftest import ROOT, THREADS, accuracies, error_line, options, run_tool
+from conftest import ROOT, accuracies, error_line, options, run_tool, start_tool
 from mmengine.registry import DefaultScope
 from safetensors import safe_open
 
@@ -135,26 +134,21 @@ def test_a_checkpoint_that_is_cut_off(trained, digits, tmp_path, call_tool):
 
 
 def start_and_kill(command, ready, timeout=180):
-    """Starts a process of its own group and ends it by SIGKILL as soon as ``ready()``."""
-    env = {**os.environ, 'OMP_NUM_THREADS': str(THREADS)}
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
-        start_new_session=True,
-    )  # fmt: skip
+    """Starts a tool and ends it by SIGKILL as soon as ``ready()``."""
+    process = start_tool(*command)
     deadline = time.monotonic() + timeout
     try:
         while not ready():
-            assert process.poll() is None, process.stdout.read()[-3000:]
+            assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, 'the run never came so far'
             time.sleep(0.05)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()
 
 
 def test_resuming_after_sigkill_between_selection_and_the_first_checkpoint(digits, tmp_path):
     command = ['train.py', CONFIG, '--work-dir', tmp_path, *options(digits)]
-    start_and_kill([ROOT / 'tools' / command[0], *command[1:]], (tmp_path / 'selection.json').exists)
+    start_and_kill(command, (tmp_path / 'selection.json').exists)
     (tmp_path / 'last_checkpoint').unlink(missing_ok=True)
     for checkpoint in tmp_path.glob('*.pth'):
         checkpoint.unlink()

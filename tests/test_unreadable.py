@@ -13,6 +13,8 @@ from conftest import DEMO, TINY, options, run_tool
 from PIL import Image
 
 import mmaselect
+from mmaselect.cli import find_input_error
+from mmaselect.datasets.readable import LoadReadableImage
 from mmaselect.errors import InputError
 from mmaselect.unreadable import Unreadable
 
@@ -45,10 +47,42 @@ def test_one_always_may_and_more_by_their_share():
         none.add('a.png', OSError('gone'))
 
 
+class Pictures(torch.utils.data.Dataset):
+    def __init__(self, folder, count, **options):
+        self.paths = [str(folder / f'{index:02d}.png') for index in range(count)]
+        self.load = LoadReadableImage(**options)
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        return self.load(dict(img_path=self.paths[index])) is not None
+
+
+def test_a_training_ends_at_one_too_many(tmp_path):
+    """Each worker counts: of the first thousand images ten may be broken, however early they come."""
+    write_images(tmp_path, 2)
+    pictures = Pictures(tmp_path, 12)
+    found = [pictures[index] for index in range(12)]
+    assert found == [True, True, *[False] * 10]
+    # Again and again in each epoch: the same ones.
+    assert not any(pictures[index] for index in range(2, 12))
+    pictures.paths.append('12.png')
+    with pytest.raises(InputError, match=r'11 of 23 images cannot be read, more than max_unreadable=0.01 allows'):
+        pictures[12]
+    # From a worker's process, the line arrives as a line.
+    strict = torch.utils.data.DataLoader(Pictures(tmp_path, 3, max_unreadable=0), batch_size=None, num_workers=1)
+    with pytest.raises(Exception, match='1 of 3 images cannot be read') as caught:
+        list(strict)
+    assert str(find_input_error(caught.value)).startswith('1 of 3 images cannot be read, more than max_unreadable=0')
+
+
 @pytest.mark.parametrize('share', [-0.1, 1.1, True, 'few'])
 def test_a_share_is_a_share(share):
     with pytest.raises(InputError, match=r'max_unreadable=.* is not valid: give a share of the images, 0 to 1'):
         Unreadable(share)
+    with pytest.raises(InputError, match=r'max_unreadable=.* is not valid: give a share of the images, 0 to 1'):
+        LoadReadableImage(max_unreadable=share)
 
 
 def test_selection_from_python(tmp_path, caplog):

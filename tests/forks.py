@@ -1,0 +1,178 @@
+"""Starts tools in forks of one process that has imported what they all import.
+
+A tool imports torch, diffusers and the toolboxes for five seconds before it does anything, and the suite starts some
+hundred of them. A fork is a process of its own all the same: with its own registries, loggers and exit status, and it
+can be killed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+
+class Fork:
+    """What ``subprocess.Popen`` is for a program.
+
+    Args:
+        command: Script and arguments.
+        pid: Process and process group.
+        folder: What it prints, and in the end its exit status.
+    """
+
+    def __init__(self, command: list[str], pid: int, folder: tempfile.TemporaryDirectory):
+        self._command, self.pid, self._folder = command, pid, folder
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Exit status, minus the signal that ended it, or None as long as it runs."""
+        file = Path(self._folder.name, 'status')
+        if self.returncode is None and file.exists():
+            self.returncode = int(file.read_text())
+        return self.returncode
+
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
+        """Waits for the end, and gives what was printed on stdout and stderr.
+
+        Raises:
+            subprocess.TimeoutExpired: It runs still after ``timeout`` seconds.
+        """
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(self._command, timeout)
+            time.sleep(0.01)
+        out, err = (Path(self._folder.name, name).read_text() for name in ('stdout', 'stderr'))
+        return out, err
+
+    def kill(self) -> tuple[str, str]:
+        """Ends it and all of its group by SIGKILL; gives what was printed until then."""
+        if self.poll() is None:
+            # It may end by itself this moment.
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        return self.communicate()
+
+
+class Forks:
+    """The process of which tools are forks, seen from the tests.
+
+    Args:
+        environment: Its environment variables.
+    """
+
+    def __init__(self, environment: dict[str, str]):
+        self._environment = environment
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        atexit.register(self._process.stdin.close)
+
+    def start(self, script: Path, *args: str, env: dict[str, str] | None = None) -> Fork:
+        """Starts a script.
+
+        Args:
+            script: Its path.
+            *args: Its arguments.
+            env: Environment variables beside those of the process.
+        """
+        folder, command = tempfile.TemporaryDirectory(), [str(script), *args]
+        environment = {**self._environment, **(env or {})}
+        order = dict(command=command, folder=folder.name, cwd=os.getcwd(), environment=environment)
+        self._process.stdin.write(json.dumps(order) + '\n')
+        self._process.stdin.flush()
+        return Fork(command, int(self._process.stdout.readline()), folder)
+
+    def run(self, script: Path, *args: str, timeout: float) -> subprocess.CompletedProcess:
+        """Runs a script to its end; what ``subprocess.run`` gives and raises.
+
+        Args:
+            script: Its path.
+            *args: Its arguments.
+            timeout: Seconds after which it is killed.
+
+        Raises:
+            subprocess.TimeoutExpired: It was.
+        """
+        fork = self.start(script, *args)
+        try:
+            out, err = fork.communicate(timeout)
+        finally:
+            fork.kill()
+        return subprocess.CompletedProcess([str(script), *args], fork.returncode, out, err)
+
+
+def warm_up() -> None:
+    """Imports what tools import, in their order: ours first, because it repairs the stack."""
+    import mmaselect  # noqa: F401, I001
+    import mmengine.runner  # noqa: F401
+    import mmpretrain.apis  # noqa: F401
+    import mmseg.apis  # noqa: F401
+    from diffusers import AutoencoderKL, DiTTransformer2DModel, SD3Transformer2DModel  # noqa: F401
+
+
+def next_order() -> dict | None:
+    """Answers each order with the number of a fork; returns the order in that fork, and None when there are no more."""
+    orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), 'w')
+    # What imports print must not pass for an answer.
+    os.dup2(2, 1)
+    warm_up()
+    for line in orders:
+        order = json.loads(line)
+        # Two generations: somebody has to wait for each run, and this process for orders.
+        if os.fork() == 0:
+            pid = os.fork()
+            if pid == 0:
+                return order
+            os.setpgid(pid, pid)
+            answers.write(f'{pid}\n')
+            answers.flush()
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            Path(order['folder'], 'status.tmp').write_text(str(status))
+            Path(order['folder'], 'status.tmp').rename(Path(order['folder'], 'status'))
+            os._exit(0)
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+    return None
+
+
+def become(order: dict) -> None:
+    """Runs a script as ``python SCRIPT`` would."""
+    # Not before: as long as it is no group of its own, nobody was told its number, and nobody can kill it.
+    while os.getpgid(0) != os.getpid():
+        time.sleep(0.001)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, name in ((1, 'stdout'), (2, 'stderr')):
+        os.dup2(os.open(Path(order['folder'], name), os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(order['cwd'])
+    os.environ.clear()
+    os.environ.update(order['environment'])
+    sys.argv = order['command']
+    paths = os.environ.get('PYTHONPATH', '').split(os.pathsep)
+    sys.path[:] = [str(Path(sys.argv[0]).parent), *(path for path in paths if path not in sys.path), *sys.path[1:]]
+
+    import numpy
+    import torch
+
+    torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
+    # All forks would draw the same numbers, and what was never seeded would look as if it were.
+    random.seed()
+    numpy.random.seed()
+    runpy.run_path(sys.argv[0], run_name='__main__')
+
+
+if __name__ == '__main__':
+    order = next_order()
+    if order is not None:
+        become(order)
