@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from forks import Forks
+from forks import Forks, format_configs_once
 
 import mmaselect  # noqa: F401  (applies compat before anything imports torchvision)
 
 #: Two cores: one for each of two workers, or both for a run without workers.
 THREADS = 1 if 'PYTEST_XDIST_WORKER' in os.environ else 2
 torch.set_num_threads(THREADS)
+format_configs_once()
 
 
 def pytest_addoption(parser):
@@ -31,16 +32,8 @@ def pytest_addoption(parser):
 LONGEST = ('test_tools', 'test_faults', 'test_configs', 'test_evaluation', 'test_cache', 'test_disks', 'test_toolboxes')
 
 
-def pytest_configure(config):
-    config.addinivalue_line('markers', 'soak: runs with --soak alone, where a shorter test shows the same')
-
-
-def pytest_collection_modifyitems(config, items):
-    """Orders the files; within one, tests stay as they are. Leaves out what is for ``--soak`` alone."""
-    if not config.getoption('--soak'):
-        left_out = [item for item in items if item.get_closest_marker('soak')]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+def pytest_collection_modifyitems(items):
+    """Orders the files; within one, tests stay as they are."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 

@@ -8,6 +8,7 @@ can be killed.
 from __future__ import annotations
 
 import atexit
+import functools
 import json
 import os
 import random
@@ -112,13 +113,26 @@ class Forks:
         return subprocess.CompletedProcess([str(script), *args], fork.returncode, out, err)
 
 
+def format_configs_once() -> None:
+    """A runner formats its whole config five times, for a second each where it is one of segmentation."""
+    from mmengine.config import config
+
+    format_code = config.FormatCode
+    remembered = functools.cache(lambda text, style: format_code(text, style_config=dict(style)))
+    config.FormatCode = lambda text, style_config: remembered(text, tuple(style_config.items()))
+
+
 def warm_up() -> None:
     """Imports what tools import, in their order: ours first, because it repairs the stack."""
     import mmaselect  # noqa: F401, I001
     import mmengine.runner  # noqa: F401
     import mmpretrain.apis  # noqa: F401
     import mmseg.apis  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+    import torchvision  # noqa: F401
     from diffusers import AutoencoderKL, DiTTransformer2DModel, SD3Transformer2DModel  # noqa: F401
+
+    format_configs_once()
 
 
 def next_order() -> dict | None:

@@ -116,7 +116,6 @@ def test_training(harness, digits, tmp_path):
     assert f'{accuracies(expected.stdout)[-1]:.2f}' in board.stdout
 
 
-@pytest.mark.soak
 def test_selecting(harness, digits, tmp_path):
     settings = options(digits)
     reference, folder = tmp_path / 'reference', tmp_path / 'killed'
@@ -147,11 +146,11 @@ def test_caching(harness, digits, tmp_path):
     assert all(torch.allclose(value, rows[1][key], atol=1e-5) for key, value in rows[0].items())
 
 
-@pytest.mark.soak
 def test_pretraining(harness, digits, tmp_path):
     """Its noise is drawn anew after a restart: what can be compared is that it ends, and ends well."""
     settings = [f'train_dataloader.dataset.data_root={digits}', 'train_cfg.max_iters=120',
                 'model.transformer.num_layers=2', 'default_hooks.checkpoint.interval=10',
+                'train_dataloader.batch_size=16',
                 'default_hooks.logger.interval=1']  # fmt: skip
     config = ROOT / 'configs/pretrain/dit-nano_digits.py'
     reference, folder = tmp_path / 'reference', tmp_path / 'killed'
@@ -165,7 +164,7 @@ def test_pretraining(harness, digits, tmp_path):
     assert all(torch.isfinite(value).all() for value in weights[1].values())
     logs = ''.join(path.read_text() for path in sorted(folder.glob('*/*.log')))
     losses = [[float(value) for value in re.findall(r'loss: ([\d.]+)', text)] for text in (expected.stdout, logs)]
-    assert sum(losses[1][-10:]) == pytest.approx(sum(losses[0][-10:]), rel=0.3)
+    assert sum(losses[1][-20:]) == pytest.approx(sum(losses[0][-20:]), rel=0.3)
 
 
 @pytest.mark.parametrize('damage', ['last_checkpoint cut off', 'checkpoint cut off', 'both gone'])
@@ -277,7 +276,7 @@ def test_a_rank_that_dies_during_selection_ends_the_run(digits, tmp_path, end, m
 
 
 def test_ranks_search_as_one_process(digits, tmp_path):
-    """Coarse to fine on a doubling number of images: where ranks disagreed on the next step, they would wait forever."""
+    """Coarse to fine on a doubling number of images: ranks that disagreed on the next step would wait forever."""
     many = ','.join(str(timestep) for timestep in range(0, 1000, 20))
     more = {'search': 'coarse-to-fine', 'num_images': 'auto', 'timesteps': f'[{many}]', 'batch_size': 32}
     settings = options(digits, **{f'custom_hooks.0.{key}': value for key, value in more.items()})

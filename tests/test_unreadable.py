@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import DEMO, TINY, options, run_tool
+from conftest import DEMO, options, run_tool
 from PIL import Image
 
 import mmaselect
@@ -17,8 +17,6 @@ from mmaselect.cli import find_input_error
 from mmaselect.datasets.readable import LoadReadableImage
 from mmaselect.errors import InputError
 from mmaselect.unreadable import Unreadable
-
-MODEL = dict(type='DiT', arch=TINY['DiT'])
 
 
 def write_images(folder, count):
@@ -85,26 +83,27 @@ def test_a_share_is_a_share(share):
         LoadReadableImage(max_unreadable=share)
 
 
-def test_selection_from_python(tmp_path, caplog):
+def test_selection_from_python(tmp_path, caplog, model_folder):
+    model = dict(type='DiT', pretrained=str(model_folder('DiT')))
     write_images(tmp_path, 20)
     (tmp_path / '07.png').write_bytes(b'\x89PNG cut off')
     settings = dict(timesteps=[0, 500], batch_size=4)
     with caplog.at_level(logging.WARNING, 'mmaselect'):
-        selection = mmaselect.select(MODEL, tmp_path, num_images=None, size=64, **settings)
+        selection = mmaselect.select(model, tmp_path, num_images=None, size=64, **settings)
     assert selection.sweep.num_images == 19
     assert f'1 of 20 images cannot be read, they are passed over: {tmp_path}/07.png' in caplog.text
     # What is left is scored as if it had never been there: noise is by number, groups are by position.
     kept = [path for path in sorted(tmp_path.iterdir()) if path.name != '07.png']
-    assert mmaselect.select(MODEL, kept, num_images=None, size=64, **settings).sweep.num_images == 19
+    assert mmaselect.select(model, kept, num_images=None, size=64, **settings).sweep.num_images == 19
     with pytest.raises(InputError, match=r'1 of .* images cannot be read, more than max_unreadable=0 allows'):
-        mmaselect.select(MODEL, tmp_path, num_images=None, size=64, max_unreadable=0, **settings)
+        mmaselect.select(model, tmp_path, num_images=None, size=64, max_unreadable=0, **settings)
     # Rows of features are the images: none may be missing.
     with pytest.raises(InputError, match=r'07\.png cannot be read as an image'):
-        mmaselect.extract(MODEL, tmp_path, 0, size=64)
+        mmaselect.extract(model, tmp_path, 0, size=64)
     for path in tmp_path.iterdir():
         path.write_bytes(b'')
     with pytest.raises(InputError, match=r'2 of 2 images cannot be read|2 of \d+ images cannot be read'):
-        mmaselect.select(MODEL, tmp_path, num_images=None, size=64, **settings)
+        mmaselect.select(model, tmp_path, num_images=None, size=64, **settings)
 
 
 def test_a_training_with_a_broken_image(digits, tmp_path):

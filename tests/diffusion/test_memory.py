@@ -6,7 +6,6 @@ import logging
 
 import pytest
 import torch
-from conftest import TINY
 
 from mmaselect import extract
 from mmaselect.diffusion import memory
@@ -22,8 +21,8 @@ OUT_OF_MEMORY = {
 
 
 @pytest.fixture(scope='module')
-def model():
-    return DiffusionSpec(type='DiT', arch=TINY['DiT']).load([Tap(2, 'query')])
+def model(model_folder):
+    return DiffusionSpec(type='DiT', pretrained=str(model_folder('DiT'))).load([Tap(2, 'query')])
 
 
 @pytest.mark.parametrize(
