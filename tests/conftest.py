@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import io
 import json
 import os
@@ -36,6 +37,11 @@ def pytest_collection_modifyitems(items):
     """Orders the files; within one, tests stay as they are."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_collection_finish():
+    """Every data set of mmengine's collects garbage when it is built, for 0.3 seconds among a million old objects."""
+    gc.freeze()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import json
 import os
 import random
@@ -133,6 +134,8 @@ def warm_up() -> None:
     from diffusers import AutoencoderKL, DiTTransformer2DModel, SD3Transformer2DModel  # noqa: F401
 
     format_configs_once()
+    # Every data set of mmengine's collects garbage when it is built: what was imported is none.
+    gc.freeze()
 
 
 def next_order() -> dict | None:

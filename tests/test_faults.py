@@ -148,7 +148,7 @@ def test_caching(harness, digits, tmp_path):
 
 def test_pretraining(harness, digits, tmp_path):
     """Its noise is drawn anew after a restart: what can be compared is that it ends, and ends well."""
-    settings = [f'train_dataloader.dataset.data_root={digits}', 'train_cfg.max_iters=120',
+    settings = [f'train_dataloader.dataset.data_root={digits}', 'train_cfg.max_iters=80',
                 'model.transformer.num_layers=2', 'default_hooks.checkpoint.interval=10',
                 'train_dataloader.batch_size=16',
                 'default_hooks.logger.interval=1']  # fmt: skip
