@@ -68,7 +68,7 @@ if __name__ == '__main__':
         license='Apache-2.0',
         python_requires='>=3.11',
         packages=find_packages(include=['mmaselect', 'mmaselect.*']),
-        package_data={'mmaselect': ['assets/**/*', *mim_files()]},
+        package_data={'mmaselect': ['py.typed', 'assets/**/*', *mim_files()]},
         install_requires=read_requirements('runtime'),
         # mmcv and mmcv-lite provide the same module: which of them is the user's choice, never a hard dependency.
         extras_require={

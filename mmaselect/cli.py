@@ -13,13 +13,16 @@ import traceback
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 from mmaselect.errors import InputError, one_line  # InputError is re-exported: tools raise it
 from mmaselect.files import remove_abandoned
+
+if TYPE_CHECKING:
+    from mmengine.runner import Runner
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -363,7 +366,7 @@ def check_data(cfg: Config, *fields: str) -> None:
                 )
 
 
-def build_runner(cfg: Config, *fields: str):
+def build_runner(cfg: Config, *fields: str) -> Runner:
     """Builds the runner of a config: mmengine's, or the one that ``runner_type`` names.
 
     Args:

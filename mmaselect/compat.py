@@ -7,6 +7,11 @@ import importlib.util
 import sys
 import types
 import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 def define_torchvision_operators() -> bool:
@@ -58,11 +63,11 @@ def _torchvision_library_loads(torch: types.ModuleType) -> bool:
 class _MissingOps(types.ModuleType):
     """Stand-in for ``mmcv._ext``: every attribute is a function that says what is missing."""
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Callable[..., None]:
         if name.startswith('__'):
             raise AttributeError(name)
 
-        def missing(*args, **kwargs):
+        def missing(*args: Any, **kwargs: Any) -> None:
             raise RuntimeError(f'the op {name!r} needs the full mmcv, but mmcv-lite is installed (pip install mmcv)')
 
         return missing
@@ -171,13 +176,13 @@ def provide_pkg_resources() -> bool:
 class _KeepAsIs:
     """Finder and loader of the ``pkg_resources`` stand-in, so that ``importlib.reload`` leaves it as it is."""
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         return importlib.machinery.ModuleSpec(name, self) if name == 'pkg_resources' else None
 
-    def create_module(self, spec):
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         return sys.modules[spec.name]
 
-    def exec_module(self, module):
+    def exec_module(self, module: types.ModuleType) -> None:
         return None
 
 
@@ -237,7 +242,7 @@ def allow_cpu_ranks() -> bool:
     start, wrap = utils._init_dist_pytorch, MMDistributedDataParallel.__init__
 
     @functools.wraps(start)
-    def start_on_cpu(backend: str, init_backend: str = 'torch', **kwargs) -> None:
+    def start_on_cpu(backend: str, init_backend: str = 'torch', **kwargs: Any) -> None:
         if get_device() != 'cpu' or init_backend != 'torch':
             start(backend, init_backend=init_backend, **kwargs)
         else:
@@ -246,7 +251,7 @@ def allow_cpu_ranks() -> bool:
             atexit.register(end_process_group)
 
     @functools.wraps(wrap)
-    def wrap_on_cpu(self, module, *args, **kwargs) -> None:
+    def wrap_on_cpu(self: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
         if get_device() == 'cpu':
             kwargs['device_ids'] = None
         wrap(self, module, *args, **kwargs)

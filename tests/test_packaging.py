@@ -17,7 +17,7 @@ from conftest import ROOT
 def wheel(tmp_path_factory):
     """A wheel built from a copy of the source, so that links of a development install stay as they are."""
     source = tmp_path_factory.mktemp('source') / 'mmaselect'
-    skip = shutil.ignore_patterns('.git', '.venv', '.mim', '__pycache__', 'work_dirs', 'data', 'build', '*.egg-info')
+    skip = shutil.ignore_patterns('.git', '.venv*', '.mim', '__pycache__', 'work_dirs', 'data', 'build', '*.egg-info')
     shutil.copytree(ROOT, source, ignore=skip)
     out = tmp_path_factory.mktemp('wheel')
     done = subprocess.run(
@@ -41,6 +41,8 @@ def test_the_wheel_holds_configs_tools_and_the_embedded_model(wheel):
         assert expected <= names
     model = 'mmaselect/assets/dit-nano_digits/transformer'
     assert {f'{model}/config.json', f'{model}/diffusion_pytorch_model.safetensors'} <= names
+    # Type checkers read annotations of packages that say they have them.
+    assert 'mmaselect/py.typed' in names
     assert not [name for name in names if name.startswith('tests')]
     size = zipfile.ZipFile(wheel).getinfo(f'{model}/diffusion_pytorch_model.safetensors').file_size
     assert size < 8e6

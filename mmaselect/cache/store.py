@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from mmaselect.errors import InputError
@@ -179,9 +180,7 @@ class FeatureStore:
     def _path(self, name: str) -> Path:
         return self.folder / f'{name}{_SUFFIX}'
 
-    def _open(self, name: str):
-        from safetensors import safe_open
-
+    def _open(self, name: str) -> safe_open:
         return safe_open(str(self._path(name)), framework='pt')
 
     def _keys(self, name: str) -> list[str]:
