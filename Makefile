@@ -50,4 +50,4 @@ $(LOWEST)/.installed: CONSTRAINTS := requirements/lowest.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist *.egg-info mmaselect/.mim work_dirs/demo
+	rm -rf $(VENV) $(LOWEST) .coverage build dist *.egg-info mmaselect/.mim work_dirs/demo
