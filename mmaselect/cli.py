@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
+from mmaselect.datasets.readable import name_broken_files
 from mmaselect.errors import InputError, one_line  # InputError is re-exported: tools raise it
 from mmaselect.files import remove_abandoned
 
@@ -374,6 +375,7 @@ def build_runner(cfg: Config, *fields: str) -> Runner:
         *fields: The data loaders that will be used, see :func:`check_data`.
     """
     check_data(cfg, *fields)
+    name_broken_files()
     if cfg.get('load_from') and Path(cfg.load_from).is_file():
         check_checkpoint(cfg.load_from)
     from mmengine.registry import RUNNERS

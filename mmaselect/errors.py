@@ -15,9 +15,14 @@ class InputError(ValueError):
     """
 
 
-def one_line(error: BaseException) -> str:
-    """What an error of another library says, in one line of at most 200 characters; its type if it says nothing."""
-    return ' '.join(str(error).split())[:200] or type(error).__name__
+def one_line(error: BaseException, without: str = '') -> str:
+    """What an error of another library says, in one line of at most 200 characters; its type if it says nothing.
+
+    Args:
+        error: The error.
+        without: How its message may begin, to be left out.
+    """
+    return ' '.join(str(error).removeprefix(without).split())[:200] or type(error).__name__
 
 
 def unknown(field: str, value: object, known: Iterable[object]) -> InputError:

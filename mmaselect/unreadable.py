@@ -42,7 +42,7 @@ class Unreadable:
         Raises:
             InputError: If there are more than may be.
         """
-        self.found.append((str(name), one_line(error)))
+        self.found.append((str(name), one_line(error, f'{name} cannot be read: ')))
         allowed = max(1, int(self.share * max(self.total, self.fewest))) if self.share else 0
         if len(self.found) > allowed:
             first, why = self.found[0]

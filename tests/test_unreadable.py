@@ -9,12 +9,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import DEMO, options, run_tool
+from conftest import DEMO, error_line, options, run_tool
 from PIL import Image
 
 import mmaselect
 from mmaselect.cli import find_input_error
-from mmaselect.datasets.readable import LoadReadableImage
+from mmaselect.datasets.readable import LoadReadableImage, name_broken_files
 from mmaselect.errors import InputError
 from mmaselect.unreadable import Unreadable
 
@@ -29,7 +29,7 @@ def write_images(folder, count):
 def test_one_always_may_and_more_by_their_share():
     few = Unreadable(0.01)
     few.total = 10
-    few.add('a.png', OSError('cut off'))
+    few.add('a.png', InputError('a.png cannot be read: cut off'))
     with pytest.raises(InputError, match=r'2 of 10 images .* more than max_unreadable=0.01 allows; .* a\.png: cut off'):
         few.add('b.png', OSError(''))
     assert few.found == [('a.png', 'cut off'), ('b.png', 'OSError')]
@@ -73,6 +73,59 @@ def test_a_training_ends_at_one_too_many(tmp_path):
     with pytest.raises(Exception, match='1 of 3 images cannot be read') as caught:
         list(strict)
     assert str(find_input_error(caught.value)).startswith('1 of 3 images cannot be read, more than max_unreadable=0')
+
+
+class Faulty:
+    def __call__(self, results):
+        raise OSError('of its own')
+
+
+@pytest.mark.parametrize(
+    'broken,content,workers,message',
+    [
+        ('img_path', b'', 0, r'00\.png cannot be read: .*empty'),
+        ('img_path', b'cut off', 1, r'00\.png cannot be read: failed to load image'),
+        ('img_path', None, 0, r'00\.png cannot be read: .*No such file'),
+        ('seg_map_path', b'cut off', 0, r'map\.png cannot be read: cannot identify image file'),
+        ('seg_map_path', b'', 1, r'map\.png cannot be read: cannot identify image file'),
+        (None, None, 0, None),
+    ],
+)
+def test_what_ends_a_run_is_named(tmp_path, monkeypatch, broken, content, workers, message):
+    """An image in evaluation, or a label map: what reads them does not always say which."""
+    from mmcv.transforms import LoadImageFromFile
+    from mmengine.dataset import BaseDataset
+    from mmseg.datasets.transforms import LoadAnnotations
+
+    monkeypatch.setattr(BaseDataset, 'prepare_data', BaseDataset.prepare_data)
+    name_broken_files()
+    write_images(tmp_path, 1)
+    Image.new('L', (70, 64)).save(tmp_path / 'map.png')
+    sample = dict(img_path=str(tmp_path / '00.png'), seg_map_path=str(tmp_path / 'map.png'))
+    sample |= dict(seg_fields=[], reduce_zero_label=False, label_map=None)
+    if broken is not None:
+        tmp_path.joinpath(sample[broken]).unlink()
+        if content is not None:
+            tmp_path.joinpath(sample[broken]).write_bytes(content)
+    monkeypatch.setattr(BaseDataset, 'load_data_list', lambda self: [sample])
+    # A fault of somebody's own transform is told in full.
+    steps = [LoadImageFromFile(), LoadAnnotations(), Faulty()]
+    loader = torch.utils.data.DataLoader(BaseDataset(pipeline=steps), batch_size=None, num_workers=workers)
+    with pytest.raises(Exception, match=message or 'of its own') as caught:
+        list(loader)
+    line = find_input_error(caught.value)
+    assert (line is None) == (message is None)
+    assert line is None or str(line).startswith(sample[broken])
+
+
+def test_a_broken_image_ends_an_evaluation_in_a_line(digits, tmp_path, call_tool):
+    data = tmp_path / 'digits'
+    shutil.copytree(digits, data)
+    broken = sorted(data.glob('test/5/*'))[3]
+    broken.write_bytes(broken.read_bytes()[:40])
+    settings = [value for value in options(data) if not value.startswith('custom_hooks')]
+    done = call_tool('train.py', DEMO, '--work-dir', tmp_path / 'out', *settings, 'model.backbone.timestep=0')
+    assert error_line(done).startswith(f'error: {broken} cannot be read: ')
 
 
 @pytest.mark.parametrize('share', [-0.1, 1.1, True, 'few'])

@@ -1,14 +1,17 @@
-"""``LoadReadableImage``: one broken file among a million does not end a training."""
+"""One broken file among a million does not end a training; where it has to end a run, it is named."""
 
 from __future__ import annotations
 
+import functools
 import logging
+import traceback
+from pathlib import Path
 from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 
-from mmaselect.errors import one_line
+from mmaselect.errors import InputError, one_line
 from mmaselect.unreadable import SHARE, Unreadable
 
 
@@ -61,3 +64,40 @@ class LoadReadableImage:
     def __repr__(self) -> str:
         options = {'max_unreadable': self.unreadable.share, **self.options}
         return f'{type(self).__name__}({", ".join(f"{key}={value!r}" for key, value in options.items())})'
+
+
+def name_broken_files() -> None:
+    """Lets mmengine's data sets say which file a toolbox's transform could not read, also from a loader's worker.
+
+    What reads label maps, and images that are empty, says only what was wrong. All else that a transform raises stays
+    as it is.
+    """
+    from mmengine.dataset import BaseDataset
+
+    prepare = BaseDataset.prepare_data
+    if hasattr(prepare, '__wrapped__'):
+        return
+
+    @functools.wraps(prepare)
+    def prepare_or_name(self: BaseDataset, idx: int) -> Any:
+        try:
+            return prepare(self, idx)
+        except Exception as error:
+            path = None if isinstance(error, InputError) else _broken_file(error)
+            if path is None:
+                raise
+            raise InputError(f'{path} cannot be read: {one_line(error)}') from error
+
+    BaseDataset.prepare_data = prepare_or_name
+
+
+def _broken_file(error: BaseException) -> str | None:
+    """Path of the file that a loading transform was reading; None where something else failed."""
+    path, reading = None, 'failed to load image' in str(error)
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        file, results = Path(frame.f_code.co_filename).as_posix(), frame.f_locals.get('results')
+        if file.endswith('/transforms/loading.py') and isinstance(results, dict):
+            path = results.get('seg_map_path' if frame.f_code.co_name == '_load_seg_map' else 'img_path')
+        elif path is not None:
+            reading = reading or '/mmcv/image/' in file or '/mmengine/fileio/' in file
+    return path if reading else None
