@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -159,6 +160,26 @@ def test_resuming_after_sigkill_between_selection_and_the_first_checkpoint(digit
     assert 'selecting the timestep' not in done.stdout
     assert (tmp_path / 'selection.json').read_bytes() == selection
     assert (tmp_path / 'epoch_3.pth').exists()
+
+
+def test_an_interrupted_last_validation_is_made_up_for(digits, tmp_path, trained):
+    """mmengine writes the last checkpoint before it."""
+    folder, printed = trained
+    shutil.copy(folder / 'epoch_3.pth', tmp_path)
+    command = ['train.py', CONFIG, '--work-dir', tmp_path, '--resume', *options(digits)]
+    done = run_tool(*command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'nothing is left to train: validating' in done.stdout
+    assert 'Epoch(train)' not in done.stdout
+    assert accuracies(done.stdout) == accuracies(printed)[-1:]
+    # Where something is left, the validation is the loop's.
+    done = run_tool(*command, 'train_cfg.max_epochs=4')
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'nothing is left' not in done.stdout
+    assert len(accuracies(done.stdout)) == 1
+    done = run_tool(*command, 'train_cfg.max_epochs=3', '--no-validate')
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not accuracies(done.stdout)
 
 
 def test_selecting_without_training(digits, tmp_path, trained):

@@ -84,7 +84,7 @@ class Faulty:
     'broken,content,workers,message',
     [
         ('img_path', b'', 0, r'00\.png cannot be read: .*empty'),
-        ('img_path', b'cut off', 1, r'00\.png cannot be read: failed to load image'),
+        ('img_path', b'cut off', 1, r'00\.png cannot be read: .'),
         ('img_path', None, 0, r'00\.png cannot be read: .*No such file'),
         ('seg_map_path', b'cut off', 0, r'map\.png cannot be read: cannot identify image file'),
         ('seg_map_path', b'', 1, r'map\.png cannot be read: cannot identify image file'),

@@ -2,6 +2,7 @@
 
 import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
 from mmaselect import cli
+from mmaselect.hooks import LastValidationHook
 
 
 def parse_args():
@@ -19,8 +20,6 @@ def parse_args():
 
 
 def merge_args(cfg, args):
-    if args.no_validate:
-        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cli.merge_resume(cfg, args.resume)
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
@@ -29,13 +28,19 @@ def merge_args(cfg, args):
         if 'auto_scale_lr' not in cfg:
             raise cli.InputError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config')
         cfg.auto_scale_lr.enable = True
-    return cli.finish_config(cfg, args, persistent_workers=not args.no_persistent_workers)
+    cfg = cli.finish_config(cfg, args, persistent_workers=not args.no_persistent_workers)
+    # After --cfg-options, which may name what is left out here.
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    return cfg
 
 
 def main():
     args = parse_args()
     cfg = merge_args(cli.load_config(args), args)
-    cli.build_runner(cfg, 'train_dataloader', 'val_dataloader').train()
+    runner = cli.build_runner(cfg, 'train_dataloader', 'val_dataloader')
+    runner.register_hook(LastValidationHook())
+    runner.train()
 
 
 if __name__ == '__main__':

@@ -98,6 +98,8 @@ def _broken_file(error: BaseException) -> str | None:
         file, results = Path(frame.f_code.co_filename).as_posix(), frame.f_locals.get('results')
         if file.endswith('/transforms/loading.py') and isinstance(results, dict):
             path = results.get('seg_map_path' if frame.f_code.co_name == '_load_seg_map' else 'img_path')
+            # mmcv 2.0 goes on with what could not be decoded.
+            reading = reading or frame.f_locals.get('img', path) is None
         elif path is not None:
             reading = reading or '/mmcv/image/' in file or '/mmengine/fileio/' in file
     return path if reading else None
