@@ -124,6 +124,20 @@ def test_other_settings_are_another_entry(copy, tmp_path):
     assert table.entries[1].deviation is None
 
 
+def test_a_validation_that_was_made_up_for_counts(copy, original, digits):
+    """By ``--resume`` of a run that was killed in its last validation; under the same settings alone."""
+    killed = copy('killed')
+    edit_lines(killed, lambda line: None if 'accuracy/top1' in line and line['step'] == 3 else line)
+    first = log_of(killed).parent
+    assert reason(killed) == 'no validation after its last epoch, 3'
+    done = run_tool('train.py', DEMO, '--work-dir', killed, '--resume', *options(digits))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_run(killed).value == read_run(original[0]).value
+    (second,) = [path for path in killed.glob('*/vis_data') if path != first]
+    edit(second / 'config.py', lambda text: text.replace('batch_size=8', 'batch_size=9'))
+    assert reason(killed) == 'no validation after its last epoch, 3'
+
+
 def test_an_interrupted_run_has_no_number(copy, tmp_path):
     cut = copy('cut')
     edit_lines(

@@ -153,7 +153,14 @@ def read_run(folder: Path) -> Run:
     logs = {log: lines for log, lines in sorted(found.items()) if _trained(lines)}
     last = max(logs)
     config = read_config(last / 'config.py')
-    metric, value, seconds, end = _result(config, [line for lines in logs.values() for line in lines])
+    settings = _settings(config)
+    # LastValidationHook makes up for a validation in a log of its own.
+    made_up = [
+        lines
+        for log, lines in sorted(found.items())
+        if log > last and lines and _settings(read_config(log / 'config.py')) == settings
+    ]
+    metric, value, seconds, end = _result(config, [line for lines in [*logs.values(), *made_up] for line in lines])
     checkpoint = _checkpoint(folder, last.parent.name, *end)
     state, meta = checkpoint['state_dict'], checkpoint['meta']
     missing = [name for name in (FROZEN_ID, TIMESTEP, TAPS) if f'backbone.{name}' not in state]
@@ -180,7 +187,7 @@ def read_run(folder: Path) -> Run:
         selection_seconds=selection.get('seconds'),
         training_seconds=seconds,
         finished=time.strftime('%Y-%m-%d', time.strptime(meta['time'], '%Y%m%d_%H%M%S')),
-        settings=_settings(config),
+        settings=settings,
     )
 
 
