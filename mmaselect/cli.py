@@ -37,11 +37,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def find_input_error(error: BaseException | None) -> InputError | None:
     """Looks for an :class:`InputError` in the chain of causes: registries and data loaders wrap what they catch."""
-    found = next((cause for cause in causes(error) if isinstance(cause, InputError)), None)
-    # A data loader makes the error of its worker anew, with the worker's traceback before the line.
-    if found is not None and str(found).startswith('Caught InputError in '):
-        return InputError(str(found).rpartition('InputError: ')[2].strip())
-    return found
+    return next((cause for cause in causes(error) if isinstance(cause, InputError)), None)
 
 
 def describe_data_error(error: BaseException) -> str | None:

@@ -12,7 +12,17 @@ class InputError(ValueError):
 
     Its message is one line that names the field, the value and what would be valid; the command line tools print
     that line and exit with a non-zero status instead of showing a traceback.
+
+    Args:
+        message: The line.
     """
+
+    def __init__(self, message: str) -> None:
+        # A data loader makes the error of its worker anew, with the worker's traceback before the line.
+        name = type(self).__name__
+        if message.startswith(f'Caught {name} in '):
+            message = message.rpartition(f'{name}: ')[2].strip()
+        super().__init__(message)
 
 
 def one_line(error: BaseException, without: str = '') -> str:

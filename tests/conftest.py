@@ -148,9 +148,9 @@ def forks():
     return Forks(ENVIRONMENT)
 
 
-def run_tool(tool, *args, timeout=300):
+def run_tool(tool, *args):
     """Runs ``python tools/TOOL ARGS`` in a process of its own."""
-    return forks().run(ROOT / 'tools' / tool, *map(str, args), timeout=timeout)
+    return forks().run(ROOT / 'tools' / tool, *map(str, args), timeout=300)
 
 
 def start_tool(tool, *args, env=None):
@@ -158,10 +158,10 @@ def start_tool(tool, *args, env=None):
     return forks().start(ROOT / 'tools' / tool, *map(str, args), env=env)
 
 
-def run_script(path, *args, timeout=300):
+def run_script(path, *args):
     """Runs a script of a toolbox, which imports in an order of its own: nothing may be imported before."""
     command = [sys.executable, str(path), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
 
 
 def error_line(done):

@@ -83,9 +83,7 @@ def test_the_true_architecture_fits(path, scope):
     if isinstance(arch, str):
         config.model.backbone.diffusion = dict(type=old.type, arch=arch)
     else:
-        config.model.backbone.diffusion = dict(
-            type=old.type, arch=dict(Config.fromfile(arch).model.transformer), latent='pixels'
-        )
+        config.model.backbone.diffusion = dict(type=old.type, arch=dict(read(arch).model.transformer), latent='pixels')
     scope(config.default_scope)
     with torch.device('meta'):
         model = MODELS.build(config.model)

@@ -35,7 +35,6 @@ class LoadReadableImage:
     def __init__(self, max_unreadable: float = SHARE, **options: Any) -> None:
         self.options = options
         self.unreadable = Unreadable(max_unreadable, fewest=1000)
-        self._named: set[str] = set()
         self._load: Any = None
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any] | None:
@@ -49,13 +48,12 @@ class LoadReadableImage:
         try:
             return self._load(results)
         except Exception as error:
-            path = results['img_path']
-            if path not in self._named:
-                self._named.add(path)
+            path, found = results['img_path'], self.unreadable.found
+            if all(path != name for name, _ in found):
                 self.unreadable.add(path, error)
                 print_log(
-                    f'{path} cannot be read, another image takes its place (no. {len(self._named)} of this '
-                    f'process): {one_line(error)}',
+                    f'{path} cannot be read, another image takes its place (no. {len(found)} of this process): '
+                    f'{one_line(error)}',
                     logger='current',
                     level=logging.WARNING,
                 )
