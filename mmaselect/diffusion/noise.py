@@ -46,7 +46,8 @@ class RectifiedFlow:
             ``s`` in [0, 1].
         """
         u = check_timestep(timestep) / 1000
-        return self.shift * u / (1 + (self.shift - 1) * u)
+        # Rounding alone would give 1 + 2e-16 at the end, for a shift of 0.1.
+        return min(1.0, self.shift * u / (1 + (self.shift - 1) * u))
 
     def network_timestep(self, timestep: float) -> float:
         """Timestep that the network is told: ``1000 s``, as diffusers' flow-matching schedulers do."""

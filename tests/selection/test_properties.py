@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmaselect.diffusion.noise import DDPM, RectifiedFlow, pixel_noise, seeded_noise
@@ -114,6 +114,7 @@ def test_half_precision_scores_are_near(dtype, bits, q, sigma):
 
 
 @given(maps(), TIMESTEPS, st.floats(0.1, 10))
+@example(torch.ones(1, 1, 1, 1), 1000.0, 0.1)
 def test_a_rectified_flow_is_a_straight_line(latent, timestep, shift):
     process = RectifiedFlow(shift)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
