@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,6 +56,8 @@ def run(main: Callable[[], None]) -> None:
     Args:
         main: The tool.
     """
+    # mmengine's look-up of other packages' configs imports it; the user can do nothing about that.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)
     try:
         main()
     except Exception as error:

@@ -1,4 +1,9 @@
-"""Repairs of the OpenMMLab stack on a current machine. Each names its cause and is a no-op where nothing is broken."""
+"""Repairs of the OpenMMLab stack on a current machine.
+
+A repair waits for the failure that it mends: what is installed is used as it is, and only where that raises for the
+known cause is it mended and tried again. A repair that is not needed leaves nothing behind. Where it cannot wait, its
+docstring says why. Each names the versions that it was seen with.
+"""
 
 from __future__ import annotations
 
@@ -8,56 +13,46 @@ import sys
 import types
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+
     import torch
 
 
-def define_torchvision_operators() -> bool:
-    """Lets ``import torchvision`` succeed where its compiled library does not fit the installed torch.
+# --- imports that are repaired and tried again -----------------------------------------------------------------------
 
-    torchvision's wheel on the package index is a CUDA build; beside a CPU build of torch its library cannot load, and
-    registering fake kernels for ``torchvision::nms`` then fails on import. The schema is all the import needs; the
-    transforms that the toolboxes use are pure Python.
 
-    Returns:
-        Whether anything was defined.
+@dataclass(frozen=True)
+class Repair:
+    """What to do where the import of a module fails.
+
+    Attributes:
+        known: Says whether an error has the known cause.
+        mend: Called once, before the module is run a second time.
     """
-    if 'torchvision' in sys.modules or importlib.util.find_spec('torchvision') is None:
-        return False
+
+    known: Callable[[Exception], bool]
+    mend: Callable[[], None]
+
+
+def define_torchvision_operators() -> None:
+    """Declares the two operators that ``import torchvision`` asks for.
+
+    torchvision's wheel on the package index is a CUDA build; beside a CPU build of torch its compiled library cannot
+    load, and the import ends in ``RuntimeError: operator torchvision::nms does not exist``. The declarations are all it
+    needs; the transforms that the toolboxes use are pure Python. Where the library does load, a second declaration
+    aborts the process: so never before the failure.
+
+    Seen with torch 2.13.0+cpu and torchvision 0.28.0; not needed with torch 2.14.1 and torchvision 0.29.1 (CUDA).
+    """
     import torch
 
-    schemas = {
-        'nms': '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
-        'qnms': '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
-    }
-    if _torchvision_library_loads(torch):
-        return False
-    defined = False
-    for name, schema in schemas.items():
+    for name in ('nms', 'qnms'):
         if not hasattr(torch.ops.torchvision, name):
-            torch.library.define(f'torchvision::{name}', schema)
-            defined = True
-    return defined
-
-
-def _torchvision_library_loads(torch: types.ModuleType) -> bool:
-    """Loads torchvision's library the way torchvision does, without importing the package."""
-    spec = importlib.util.find_spec('torchvision')
-    machinery = importlib.machinery
-    finder = machinery.FileFinder(
-        next(iter(spec.submodule_search_locations)),
-        (machinery.ExtensionFileLoader, machinery.EXTENSION_SUFFIXES),
-    )
-    library = finder.find_spec('_C')
-    if library is None:
-        return False
-    try:
-        torch.ops.load_library(library.origin)
-    except OSError:
-        return False
-    return True
+            torch.library.define(f'torchvision::{name}', '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
 
 
 class _MissingOps(types.ModuleType):
@@ -73,24 +68,131 @@ class _MissingOps(types.ModuleType):
         return missing
 
 
-def provide_mmcv_extension() -> bool:
-    """Lets ``mmseg.models`` and ``mmdet`` import with mmcv-lite, which has no compiled ``mmcv._ext``.
+def provide_mmcv_extension() -> None:
+    """Puts a stand-in where mmcv-lite has no compiled ``mmcv._ext``.
 
-    Returns:
-        Whether the stand-in was installed. A full mmcv is left alone.
+    ``mmseg.models`` and ``mmdet`` import ``mmcv.ops``, which needs it: ``No module named 'mmcv._ext'``. A full mmcv
+    whose library is there but does not load raises another error, and is left alone.
+
+    Seen with mmcv-lite 2.0.0 and 2.1.0 and mmsegmentation 1.2.2.
     """
-    if 'mmcv._ext' in sys.modules or importlib.util.find_spec('mmcv') is None:
-        return False
-    # Looked up beside mmcv/__init__.py, because find_spec('mmcv._ext') would import mmcv.
-    location = next(iter(importlib.util.find_spec('mmcv').submodule_search_locations))
-    loader = (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES)
-    if importlib.machinery.FileFinder(location, loader).find_spec('_ext') is not None:
-        return False
     module = _MissingOps('mmcv._ext', 'Stand-in by mmaselect: mmcv-lite has no compiled ops.')
-    # A spec, so that importlib.util.find_spec('mmcv._ext') answers instead of raising.
+    # Without a loader: by that mmengine's mmcv_full_available() tells that the ops are not there.
     module.__spec__ = importlib.machinery.ModuleSpec('mmcv._ext', None)
     sys.modules['mmcv._ext'] = module
-    return True
+
+
+#: By the module whose import fails.
+REPAIRS = {
+    'torchvision': Repair(
+        lambda error: isinstance(error, RuntimeError) and 'operator torchvision::' in str(error),
+        define_torchvision_operators,
+    ),
+    'mmcv.ops': Repair(
+        lambda error: isinstance(error, ModuleNotFoundError) and error.name == 'mmcv._ext',
+        provide_mmcv_extension,
+    ),
+}
+
+
+class _Watch:
+    """Finder that repairs one module's import; it goes as soon as that import has ended, one way or the other."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Finds the module as the other finders do, and puts a loader in between that tries twice."""
+        if name != self.name:
+            return None
+        others = (finder for finder in list(sys.meta_path) if finder is not self)
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _TriesTwice(self, spec.loader)
+        return spec
+
+
+class _TriesTwice:
+    """Loader that runs a module, and where this fails for the known cause, repairs and runs it again."""
+
+    def __init__(self, watch: _Watch, loader: Any) -> None:
+        self._watch, self._loader = watch, loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        if self._watch in sys.meta_path:
+            sys.meta_path.remove(self._watch)
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        repair = REPAIRS[self._watch.name]
+        try:
+            self._loader.exec_module(module)
+        except Exception as error:
+            if not repair.known(error):
+                raise
+            repair.mend()
+            self._loader.exec_module(module)
+
+
+def watch_imports() -> None:
+    """Has the imports of :data:`REPAIRS` watched, unless they have succeeded already."""
+    watched = {finder.name for finder in sys.meta_path if isinstance(finder, _Watch)}
+    for name in REPAIRS:
+        if name not in sys.modules and name not in watched:
+            sys.meta_path.insert(0, _Watch(name))
+
+
+class _PkgResources:
+    """Finder and loader of a stand-in for ``pkg_resources``, asked after all others."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(name, self) if name == 'pkg_resources' else None
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        from importlib import metadata
+        from pathlib import Path
+
+        class Distribution:
+            def __init__(self, name: str) -> None:
+                self._metadata = metadata.distribution(name)
+                self.version = self._metadata.version
+                self.location = str(Path(self._metadata.locate_file('')))
+
+            def has_metadata(self, name: str) -> bool:
+                return self._metadata.read_text(name) is not None
+
+            def get_metadata(self, name: str) -> str:
+                return self._metadata.read_text(name) or ''
+
+        module = types.ModuleType('pkg_resources', 'Stand-in by mmaselect for what mmengine uses of it.')
+        module.DistributionNotFound = metadata.PackageNotFoundError
+        module.get_distribution = Distribution
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Does nothing; mmengine reloads the module before each look-up, which leaves it as it is."""
+
+
+def provide_pkg_resources() -> None:
+    """Lets mmengine inherit configs across packages (``mmpretrain::...``) without ``pkg_resources``.
+
+    setuptools removed it in version 82, and mmengine imports it for three calls. ``setup.py`` depends on
+    ``setuptools<81``; this covers environments that were changed afterwards. The finder is asked only when no other
+    has found the module, and is added only where that is so.
+
+    Seen with setuptools 84 and mmengine 0.10.6 and 0.10.7.
+    """
+    if importlib.util.find_spec('pkg_resources') is None:
+        sys.meta_path.append(_PkgResources())
+
+
+# --- behaviour of mmengine -------------------------------------------------------------------------------------------
 
 
 def _history_buffer_attribute(owner: object, name: str) -> object:
@@ -110,21 +212,23 @@ def _history_buffer_attribute(owner: object, name: str) -> object:
     return getattr(HistoryBuffer, name)
 
 
-def allow_mmengine_checkpoints() -> bool:
+def allow_mmengine_checkpoints() -> None:
     """Lets ``torch.load`` with ``weights_only=True``, the default since torch 2.6, read mmengine's own checkpoints.
 
     They hold the message hub: ``HistoryBuffer`` objects with numpy arrays and scalars. Exactly these are admitted;
     ``getattr``, which they also name, is replaced by :func:`_history_buffer_attribute`.
 
-    Returns:
-        Whether torch has such a list.
+    It cannot wait for the failure: mmengine and the toolboxes call ``torch.load`` themselves, and it has no place to
+    try again. Every torch that has the list needs the entries, so there is no stack on which they are too many.
+
+    Seen with torch 2.6.0 to 2.14.1 and mmengine 0.10.6 and 0.10.7.
     """
     import numpy as np
     import torch
     from mmengine.logging.history_buffer import HistoryBuffer
 
     if not hasattr(torch.serialization, 'add_safe_globals'):
-        return False
+        return
     multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
     dtypes = [type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'bool')]
     names = [(_history_buffer_attribute, 'builtins.getattr')]
@@ -132,65 +236,63 @@ def allow_mmengine_checkpoints() -> bool:
         # numpy 1 and numpy 2 pickle the same function under two names; a checkpoint may come from either.
         names += [(getattr(multiarray, function), f'numpy.{core}.multiarray.{function}') for core in ('core', '_core')]
     torch.serialization.add_safe_globals([HistoryBuffer, np.ndarray, np.dtype, *dtypes, *names])
-    return True
 
 
-def provide_pkg_resources() -> bool:
-    """Lets mmengine inherit configs across packages (``mmpretrain::...``) without ``pkg_resources``.
+def allow_cpu_ranks() -> None:
+    """Lets ``dist_train.sh`` run on machines without an accelerator; elsewhere nothing is touched.
 
-    setuptools removed it in version 82; mmengine imports it for three calls. ``setup.py`` depends on
-    ``setuptools<81``; this covers environments that were changed afterwards.
+    mmengine selects a CUDA device and passes its number to ``DistributedDataParallel`` without asking whether there is
+    one, and most configs name the ``nccl`` backend. Both calls are made as mmengine makes them. Where they fail, no
+    device is selected, none is passed on, and ``gloo`` takes the place of ``nccl``. The functions have to be wrapped
+    before they fail, since the runner calls them while it is built.
 
-    Returns:
-        Whether the stand-in was installed.
+    Seen with mmengine 0.10.6 and 0.10.7 and torch 2.6.0 to 2.14.1.
     """
-    if importlib.util.find_spec('pkg_resources') is not None:
-        # mmengine's look-up reloads it for every inherited config, and each time it warns the user, who can do nothing.
-        warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)
-        return False
-    from importlib import metadata
-    from pathlib import Path
+    import atexit
+    import functools
 
-    class Distribution:
-        def __init__(self, name: str) -> None:
-            self._metadata = metadata.distribution(name)
-            self.version = self._metadata.version
-            self.location = str(Path(self._metadata.locate_file('')))
+    import torch
+    from mmengine.device import get_device
+    from mmengine.dist import utils
+    from mmengine.model import MMDistributedDataParallel
 
-        def has_metadata(self, name: str) -> bool:
-            return self._metadata.read_text(name) is not None
+    if get_device() != 'cpu' or hasattr(utils._init_dist_pytorch, '__wrapped__'):
+        return
 
-        def get_metadata(self, name: str) -> str:
-            return self._metadata.read_text(name) or ''
+    def end_process_group() -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
-    module = types.ModuleType('pkg_resources', 'Stand-in by mmaselect for what mmengine uses of it.')
-    module.DistributionNotFound = metadata.PackageNotFoundError
-    module.get_distribution = Distribution
-    # mmengine reloads it before each look-up, which needs a spec whose loader does nothing.
-    module.__spec__ = importlib.machinery.ModuleSpec('pkg_resources', _KeepAsIs())
-    sys.modules['pkg_resources'] = module
-    sys.meta_path.append(_KeepAsIs())
-    return True
+    start, wrap = utils._init_dist_pytorch, MMDistributedDataParallel.__init__
+
+    @functools.wraps(start)
+    def start_on_cpu(backend: str, init_backend: str = 'torch', **kwargs: Any) -> None:
+        try:
+            start(backend, init_backend=init_backend, **kwargs)
+        except (AssertionError, RuntimeError):
+            # Selecting a device comes first, so that nothing has been started.
+            if init_backend != 'torch' or torch.distributed.is_initialized():
+                raise
+            torch.distributed.init_process_group(backend='gloo' if backend == 'nccl' else backend, **kwargs)
+            # gloo's threads, if still running when the interpreter leaves, now and then abort a run that succeeded.
+            atexit.register(end_process_group)
+
+    @functools.wraps(wrap)
+    def wrap_on_cpu(self: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        try:
+            wrap(self, module, *args, **kwargs)
+        except ValueError as error:
+            if 'device_ids' not in str(error):
+                raise
+            wrap(self, module, *args, **{**kwargs, 'device_ids': None})
+
+    utils._init_dist_pytorch, MMDistributedDataParallel.__init__ = start_on_cpu, wrap_on_cpu
 
 
-class _KeepAsIs:
-    """Finder and loader of the ``pkg_resources`` stand-in, so that ``importlib.reload`` leaves it as it is."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        return importlib.machinery.ModuleSpec(name, self) if name == 'pkg_resources' else None
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        return sys.modules[spec.name]
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        return None
-
-
-def check_mmcv_version() -> bool:
+def check_mmcv_version() -> None:
     """Warns where mmsegmentation will refuse the installed mmcv, naming the versions that it accepts.
 
-    Returns:
-        Whether a warning was given.
+    It repairs nothing. Seen with mmsegmentation 1.2.2 and mmcv-lite 2.2.0.
     """
     from importlib import metadata
 
@@ -202,70 +304,20 @@ def check_mmcv_version() -> bool:
 
     found = version('mmcv') or version('mmcv-lite')
     if found is None or version('mmsegmentation') is None:
-        return False
+        return
     major, minor = (int(part) for part in found.split('.')[:2])
-    if (major, minor) < (2, 2):
-        return False
-    warnings.warn(
-        f'mmsegmentation {version("mmsegmentation")} does not import with mmcv {found}: '
-        'install mmcv or mmcv-lite >=2.0.0,<2.2.0',
-        stacklevel=2,
-    )
-    return True
-
-
-def allow_cpu_ranks() -> bool:
-    """Lets ``dist_train.sh`` run on machines without an accelerator.
-
-    mmengine selects a CUDA device and passes its number to ``DistributedDataParallel`` without asking whether there is
-    one, and most configs name the ``nccl`` backend. Without an accelerator: no device is selected, none is passed on,
-    and ``gloo`` takes the place of ``nccl``.
-
-    Returns:
-        Whether mmengine was patched; on machines with an accelerator the patches hand everything on as it is.
-    """
-    import atexit
-    import functools
-
-    import torch
-    from mmengine.device import get_device
-    from mmengine.dist import utils
-    from mmengine.model import MMDistributedDataParallel
-
-    if getattr(utils._init_dist_pytorch, 'patched_by_mmaselect', False):
-        return False
-
-    def end_process_group() -> None:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-
-    start, wrap = utils._init_dist_pytorch, MMDistributedDataParallel.__init__
-
-    @functools.wraps(start)
-    def start_on_cpu(backend: str, init_backend: str = 'torch', **kwargs: Any) -> None:
-        if get_device() != 'cpu' or init_backend != 'torch':
-            start(backend, init_backend=init_backend, **kwargs)
-        else:
-            torch.distributed.init_process_group(backend='gloo' if backend == 'nccl' else backend, **kwargs)
-            # gloo's threads, if still running when the interpreter leaves, now and then abort a run that succeeded.
-            atexit.register(end_process_group)
-
-    @functools.wraps(wrap)
-    def wrap_on_cpu(self: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
-        if get_device() == 'cpu':
-            kwargs['device_ids'] = None
-        wrap(self, module, *args, **kwargs)
-
-    start_on_cpu.patched_by_mmaselect = True
-    utils._init_dist_pytorch, MMDistributedDataParallel.__init__ = start_on_cpu, wrap_on_cpu
-    return True
+    if (major, minor) >= (2, 2):
+        warnings.warn(
+            f'mmsegmentation {version("mmsegmentation")} does not import with mmcv {found}: '
+            'install mmcv or mmcv-lite >=2.0.0,<2.2.0',
+            stacklevel=2,
+        )
 
 
 def apply() -> None:
-    """Applies every repair."""
-    define_torchvision_operators()
-    provide_mmcv_extension()
-    allow_mmengine_checkpoints()
+    """Puts every repair in its place."""
+    watch_imports()
     provide_pkg_resources()
-    check_mmcv_version()
+    allow_mmengine_checkpoints()
     allow_cpu_ranks()
+    check_mmcv_version()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import functools
+import importlib.machinery
+import json
 import os
 import pickle
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import pytest
 import torch
@@ -31,64 +36,163 @@ importlib.machinery.PathFinder.find_spec = classmethod(
 """
 
 
-def test_torchvision_imports_and_a_sound_one_is_left_alone():
-    raw = python('import torchvision')
-    done = python(
-        """
-        import importlib.util, sys
-        # compat alone, not the package, which would already have applied it
-        spec = importlib.util.find_spec('mmaselect')
-        path = spec.submodule_search_locations[0] + '/compat.py'
-        spec = importlib.util.spec_from_file_location('compat', path)
-        compat = importlib.util.module_from_spec(spec); spec.loader.exec_module(compat)
-        defined = compat.define_torchvision_operators()
-        import torchvision.transforms, torch
+#: Loads compat alone: the package would apply it at once.
+COMPAT = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location('compat', {compat.__file__!r})
+compat = importlib.util.module_from_spec(spec)
+sys.modules['compat'] = compat
+spec.loader.exec_module(compat)
+"""
+
+#: What torchvision meets where its compiled library does not fit torch.
+NO_LIBRARY = """
+import torch
+_load = torch.ops.load_library
+def _fails(path):
+    if 'torchvision' in str(path):
+        raise OSError('undefined symbol')
+    _load(path)
+torch.ops.load_library = _fails
+"""
+
+
+def test_torchvision_whose_library_does_not_load_is_repaired():
+    raw = python(NO_LIBRARY + 'import torchvision')
+    assert raw.returncode != 0
+    assert 'RuntimeError: operator torchvision::nms does not exist' in raw.stderr
+    code = """
+        import mmaselect
+        {first}
+        import torchvision, torchvision.transforms.functional as functional
         assert callable(torch.ops.torchvision.nms)
-        print(defined)
-        """
+        print(functional.hflip(torch.arange(3.)[None, None]).flatten().tolist())
+        assert 'torchvision' not in [getattr(one, 'name', None) for one in sys.meta_path]
+    """
+    # A look at whether it is installed, as diffusers takes one, is no import.
+    for first in ('import sys', 'import sys, importlib.util; assert importlib.util.find_spec("torchvision")'):
+        done = python(NO_LIBRARY + textwrap.dedent(code.format(first=first)))
+        assert done.stdout.strip() == '[2.0, 1.0, 0.0]', done.stderr
+
+
+def test_another_failure_of_torchvision_is_not_hidden(tmp_path):
+    (tmp_path / 'torchvision').mkdir()
+    (tmp_path / 'torchvision' / '__init__.py').write_text('import torch\nraise RuntimeError("quite another")')
+    done = python(f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        import mmaselect, torchvision
+    """)
+    assert done.returncode != 0
+    assert done.stderr.strip().endswith('RuntimeError: quite another')
+
+
+def test_torchvision_that_loads_gets_no_operator_from_us():
+    """A second declaration aborts the process: this is how version 0.1.0 ended beside torch 2.14.1."""
+    script = 'import {}torch, torchvision; print(sorted(torch._C._dispatch_get_all_op_names()))'
+    raw, done = python(script.format('')), python(script.format('mmaselect, '))
+    assert done.returncode == 0, done.stderr
+    ours = {'torchvision::nms', 'torchvision::qnms'}
+    if raw.returncode:
+        assert ours <= set(ast.literal_eval(done.stdout))
+    else:
+        of_torchvision = [
+            {name for name in ast.literal_eval(run.stdout) if name.startswith('torchvision')} for run in (raw, done)
+        ]
+        assert of_torchvision[0] == of_torchvision[1]
+
+
+def test_a_healthy_stack_keeps_no_trace(tmp_path):
+    """Operators, patched attributes, modules, finders, loaders and warnings, with the repairs and without."""
+    for name in ('torchvision', 'mmcv', 'mmcv/ops', 'mmcv/_ext', 'pkg_resources'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '__init__.py').write_text('')
+    (tmp_path / 'mmcv/ops/__init__.py').write_text('import mmcv._ext')
+    code = f"""
+        import json, sys, warnings
+        sys.path.insert(0, {str(tmp_path)!r})
+        import numpy, torch, mmengine.runner, mmengine.device.utils, importlib.metadata
+        mmengine.device.utils.DEVICE = 'cuda'
+        APPLY
+        import torchvision, mmcv.ops, pkg_resources
+        from mmengine.dist import utils
+        from mmengine.model import MMDistributedDataParallel
+        sys.modules.pop('compat', None)
+        watched = (torchvision, mmcv.ops, mmcv._ext, pkg_resources)
+        print(json.dumps(dict(
+            operators=sorted(torch._C._dispatch_get_all_op_names()),
+            attributes=[f.__qualname__ + str(hasattr(f, '__wrapped__'))
+                        for f in (utils._init_dist_pytorch, MMDistributedDataParallel.__init__)],
+            modules=sorted(sys.modules),
+            finders=[str(type(one)) for one in sys.meta_path],
+            loaders=[str(type(one)) for m in watched for one in (m.__loader__, m.__spec__.loader)],
+            files=[m.__file__ for m in watched],
+            warnings=[str(one) for one in warnings.filters],
+        )))
+    """
+    raw, done = (
+        python(textwrap.dedent(code).replace('APPLY', apply)) for apply in ('', COMPAT + 'compat.apply(); del compat')
     )
     assert done.returncode == 0, done.stderr
-    broken = raw.returncode != 0
-    assert done.stdout.strip() == str(broken)
-    if broken:
-        assert 'torchvision::nms does not exist' in raw.stderr
+    assert raw.returncode == 0, raw.stderr
+    assert json.loads(done.stdout) == json.loads(raw.stdout)
+    assert str(tmp_path) in raw.stdout
+
+
+def test_without_an_accelerator_two_functions_of_mmengine_are_wrapped_once():
+    done = python(
+        """
+        import mmengine.device.utils
+        mmengine.device.utils.DEVICE = 'cpu'
+        from mmengine.dist import utils
+        from mmengine.model import MMDistributedDataParallel
+        import mmaselect
+        wrapped = utils._init_dist_pytorch, MMDistributedDataParallel.__init__
+        mmaselect.compat.apply()
+        assert wrapped == (utils._init_dist_pytorch, MMDistributedDataParallel.__init__)
+        print([f.__wrapped__.__module__ for f in wrapped])
+        """
+    )
+    assert done.stdout.strip() == "['mmengine.dist.utils', 'mmengine.model.wrappers.distributed']", done.stderr
 
 
 def test_mmseg_imports_with_mmcv_lite():
-    raw = python('import mmaselect, sys; sys.modules.pop("mmcv._ext", None); import mmseg.models')
+    raw = python('import mmcv.ops')
     done = python(
         """
         import mmaselect
         import mmseg.models, mmseg.apis, mmpretrain.models, mmpretrain.apis
         import mmcv.ops, torch
+        from mmengine.utils.dl_utils.misc import mmcv_full_available
         try:
-            mmcv.ops.nms(torch.rand(2, 4), torch.rand(2), 0.5)
+            print(len(mmcv.ops.nms(torch.rand(2, 4), torch.rand(2), 0.5)))
         except RuntimeError as error:
             print(error)
+        print(mmcv_full_available())
         """
     )
     assert done.returncode == 0, done.stderr
     if raw.returncode:
         assert "No module named 'mmcv._ext'" in raw.stderr
         assert "the op 'nms' needs the full mmcv, but mmcv-lite is installed" in done.stdout
+        assert done.stdout.strip().endswith('False')
+    else:
+        assert done.stdout.split() == ['2', 'True']
 
 
-def test_a_full_mmcv_is_left_alone(tmp_path):
-    import importlib.machinery
-
-    (tmp_path / 'mmcv').mkdir()
+def test_a_full_mmcv_that_does_not_load_says_so(tmp_path):
+    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    (tmp_path / 'mmcv' / 'ops').mkdir(parents=True)
     (tmp_path / 'mmcv' / '__init__.py').write_text('')
-    (tmp_path / 'mmcv' / f'_ext{importlib.machinery.EXTENSION_SUFFIXES[0]}').write_bytes(b'')
-    done = python(
-        f"""
+    (tmp_path / 'mmcv' / 'ops' / '__init__.py').write_text('import mmcv._ext')
+    (tmp_path / 'mmcv' / f'_ext{suffix}').write_bytes(b'')
+    done = python(f"""
         import sys
         sys.path.insert(0, {str(tmp_path)!r})
-        from mmaselect import compat
-        sys.modules.pop('mmcv._ext', None)
-        print(compat.provide_mmcv_extension(), 'mmcv._ext' in sys.modules)
-        """
-    )
-    assert done.stdout.strip() == 'False False', done.stderr
+        import mmaselect, mmcv.ops
+    """)
+    assert done.returncode != 0
+    assert f'_ext{suffix}: file too short' in done.stderr
 
 
 def test_with_a_full_mmcv():
@@ -174,19 +278,20 @@ def test_an_mmcv_that_mmseg_refuses_is_named(monkeypatch):
 
     versions = {'mmcv-lite': '2.2.0', 'mmsegmentation': '1.2.2'}
 
-    def version(name):
-        if name not in versions:
+    def version(installed, name):
+        if name not in installed:
             raise metadata.PackageNotFoundError(name)
-        return versions[name]
+        return installed[name]
 
-    monkeypatch.setattr(metadata, 'version', version)
+    monkeypatch.setattr(metadata, 'version', functools.partial(version, versions))
     with pytest.warns(UserWarning, match=r'mmsegmentation 1.2.2 does not import with mmcv 2.2.0'):
-        assert compat.check_mmcv_version()
-    versions['mmcv-lite'] = '2.1.0'
-    assert not compat.check_mmcv_version()
-    del versions['mmsegmentation']
-    versions['mmcv-lite'] = '2.2.0'
-    assert not compat.check_mmcv_version()
+        compat.check_mmcv_version()
+    for changed in ({'mmcv-lite': '2.1.0'}, {'mmsegmentation': None}):
+        others = {name: version for name, version in {**versions, **changed}.items() if version is not None}
+        monkeypatch.setattr(metadata, 'version', functools.partial(version, others))
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            compat.check_mmcv_version()
 
 
 def test_importing_is_cheap():
