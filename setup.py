@@ -2,10 +2,10 @@
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -21,44 +21,26 @@ def read_requirements(name):
     return [line.strip() for line in lines if line.strip() and not line.startswith('#')]
 
 
-def add_mim_extension():
+class BuildPy(build_py):
     """Puts configs and tools where ``mim`` and ``mmaselect::`` look for them: linked while developing, else copied."""
-    commands = {'develop', 'editable_wheel', 'dist_info'}
-    link = bool(commands & set(sys.argv))
-    if not link and not {'bdist_wheel', 'sdist', 'install', 'build', 'build_py'} & set(sys.argv):
-        return
-    target = ROOT / 'mmaselect' / '.mim'
-    target.mkdir(exist_ok=True)
-    for name in ('configs', 'tools', 'model-index.yml'):
-        source, place = ROOT / name, target / name
-        if not source.exists():
-            # Building from an sdist, which holds the copies already.
-            continue
-        if place.is_symlink() or place.is_file():
-            place.unlink()
-        elif place.is_dir():
-            shutil.rmtree(place)
-        if link:
-            place.symlink_to(os.path.relpath(source, target), target_is_directory=source.is_dir())
-        elif source.is_file():
-            shutil.copy(source, place)
-        else:
-            shutil.copytree(source, place, ignore=shutil.ignore_patterns('__pycache__'))
 
-
-def mim_files():
-    """Every file below ``.mim``, one by one: setuptools' globs pass over folders that begin with a dot."""
-    package = ROOT / 'mmaselect'
-    return [
-        str(Path(folder, name).relative_to(package))
-        for folder, _, names in os.walk(package / '.mim', followlinks=True)
-        for name in names
-        if '__pycache__' not in folder
-    ]
+    def run(self):
+        super().run()
+        package = ROOT if self.editable_mode else Path(self.build_lib).resolve()
+        target = package / 'mmaselect' / '.mim'
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        for name in ('configs', 'tools', 'model-index.yml'):
+            source, place = ROOT / name, target / name
+            if self.editable_mode:
+                place.symlink_to(os.path.relpath(source, target), target_is_directory=source.is_dir())
+            elif source.is_dir():
+                shutil.copytree(source, place, ignore=shutil.ignore_patterns('__pycache__'))
+            else:
+                shutil.copy(source, place)
 
 
 if __name__ == '__main__':
-    add_mim_extension()
     setup(
         name='mmaselect',
         version=read_version(),
@@ -68,7 +50,9 @@ if __name__ == '__main__':
         license='Apache-2.0',
         python_requires='>=3.11',
         packages=find_packages(include=['mmaselect', 'mmaselect.*']),
-        package_data={'mmaselect': ['py.typed', 'assets/**/*', *mim_files()]},
+        package_data={'mmaselect': ['py.typed', 'assets/**/*']},
+        cmdclass={'build_py': BuildPy},
+        entry_points={'console_scripts': ['mmaselect = mmaselect.__main__:main']},
         install_requires=read_requirements('runtime'),
         # mmcv and mmcv-lite provide the same module: which of them is the user's choice, never a hard dependency.
         extras_require={

@@ -139,6 +139,24 @@ ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / 'shared' / 'data'
 
 
+@pytest.fixture(scope='session')
+def wheel(tmp_path_factory):
+    """A wheel built from a copy of the source, so that nothing is left in the source's ``build/``."""
+    import shutil
+
+    source = tmp_path_factory.mktemp('source') / 'mmaselect'
+    skip = shutil.ignore_patterns('.git', '.venv*', '.mim', '__pycache__', 'work_dirs', 'data', 'build', '*.egg-info')
+    shutil.copytree(ROOT, source, ignore=skip)
+    out = tmp_path_factory.mktemp('wheel')
+    done = subprocess.run(
+        [sys.executable, '-m', 'pip', 'wheel', str(source), '--no-deps', '--no-build-isolation', '-w', str(out)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (file,) = out.glob('*.whl')
+    return file
+
+
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': str(THREADS), 'HF_HUB_OFFLINE': '1'}
 
 

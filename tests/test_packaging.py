@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
 from importlib import metadata
 
-import pytest
 from conftest import ROOT
-
-
-@pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
-    """A wheel built from a copy of the source, so that links of a development install stay as they are."""
-    source = tmp_path_factory.mktemp('source') / 'mmaselect'
-    skip = shutil.ignore_patterns('.git', '.venv*', '.mim', '__pycache__', 'work_dirs', 'data', 'build', '*.egg-info')
-    shutil.copytree(ROOT, source, ignore=skip)
-    out = tmp_path_factory.mktemp('wheel')
-    done = subprocess.run(
-        [sys.executable, '-m', 'pip', 'wheel', str(source), '--no-deps', '--no-build-isolation', '-w', str(out)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    (file,) = out.glob('*.whl')
-    return file
 
 
 def test_the_wheel_holds_configs_tools_and_the_embedded_model(wheel):

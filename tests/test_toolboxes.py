@@ -63,18 +63,6 @@ def test_the_cub_config_by_mmpretrains_own_tools(miniature_cub, model_folder, tm
     assert 'accuracy/top1' in done.stdout
 
 
-def test_the_readme_s_change_to_a_project_of_ones_own(miniature_cub, model_folder, tmp_path):
-    readme = (ROOT / 'README.md').read_text()
-    (change,) = (block for block in re.findall(r'```python\n(.*?)```', readme, re.DOTALL) if 'custom_hooks' in block)
-    config = tmp_path / 'mine.py'
-    config.write_text(f"_base_ = ['mmpretrain::resnet/resnet50_8xb8_cub.py']\n{change}")
-    options = ['--cfg-options', *data_options(miniature_cub), *small_sd3(model_folder('SD3.5-medium'))]
-    done = run_script(mmpretrain_tool('train.py'), config, '--work-dir', tmp_path / 'out', *options)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / 'out/selection.json').exists()
-    assert 'accuracy/top1' in done.stdout
-
-
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f'needs real photographs in {SHARED_DATA}')
 def test_real_birds(tmp_path):
     """CUB's own files and photographs; random weights, because only the way through is tested."""
