@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.loading import Identity, Source, Tensors, add_random, load_into
+from mmaselect.diffusion.loading import Identity, Source, add_random, load_into
 from mmaselect.diffusion.tiny import build_encoder, find_raw, raw_config
 from mmaselect.errors import InputError
 
@@ -96,11 +96,7 @@ class Autoencoder(nn.Module, ABC):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        import diffusers
-
-        parameters = inspect.signature(getattr(diffusers, self.kind).__init__).parameters
-        defaults = {key: value.default for key, value in parameters.items() if key != 'self'}
-        self.config: dict[str, Any] = {**defaults, **config, '_class_name': self.kind}
+        self.config = self.complete(config)
         self.factor = downsampling(self.config)
         self.channels = self.config['latent_channels']
         self.scaling_factor = self.config['scaling_factor']
@@ -108,6 +104,15 @@ class Autoencoder(nn.Module, ABC):
         # In no state_dict: checkpoints of autoencoders hold them in their config.
         self.register_buffer('latents_mean', None, persistent=False)
         self.register_buffer('latents_std', None, persistent=False)
+
+    @classmethod
+    def complete(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Adds the defaults of the diffusers class to a ``config.json``."""
+        import diffusers
+
+        parameters = inspect.signature(getattr(diffusers, cls.kind).__init__).parameters
+        defaults = {key: value.default for key, value in parameters.items() if key != 'self'}
+        return {**defaults, **config, '_class_name': cls.kind}
 
     @abstractmethod
     def raw(self, images: Tensor) -> Tensor:
@@ -182,8 +187,16 @@ ENCODERS: dict[str, type[Autoencoder]] = {cls.kind: cls for cls in (VAEEncoder, 
 
 
 def downsampling(config: dict[str, Any]) -> int:
-    """Image pixels per latent pixel of an autoencoder, from its ``config.json`` alone."""
-    return 2 ** (len(config[ENCODERS[config.get('_class_name', VAEEncoder.kind)].widths]) - 1)
+    """Image pixels per latent pixel of an autoencoder, from its ``config.json`` alone.
+
+    Raises:
+        InputError: If the config does not say.
+    """
+    cls = ENCODERS[config.get('_class_name', VAEEncoder.kind)]
+    widths = cls.complete(config)[cls.widths]
+    if not isinstance(widths, (list, tuple)) or not widths:
+        raise InputError(f'{cls.widths}={widths!r} in the config of a VAE is not valid: give one width per resolution')
+    return 2 ** (len(widths) - 1)
 
 
 def check_statistics(mean: object, std: object, channels: int, where: str = '') -> tuple[list, list] | None:

@@ -6,6 +6,7 @@ The raw files hold the tensors of a ``torch.nn.Sequential``; diffusers' ``Encode
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class PooledBlock(nn.Module):
         channels: Channels of the branch.
     """
 
-    def __init__(self, block: nn.Module, width: int, channels: int) -> None:
+    def __init__(self, block: Any, width: int, channels: int) -> None:
         super().__init__()
         self.conv, self.skip, self.fuse = block.conv, block.skip, block.fuse
         self.pool = nn.Sequential(
@@ -55,14 +56,19 @@ def build_encoder(config: dict[str, Any]) -> nn.Module:
     from diffusers.models.autoencoders.vae import EncoderTiny
 
     blocks, widths = config['num_encoder_blocks'], config['encoder_block_out_channels']
-    if len(blocks) != len(widths) or len(set(widths)) != 1:
+    if not isinstance(blocks, (list, tuple)) or len(blocks) != len(widths) or len(set(widths)) != 1:
         raise InputError(
-            f'num_encoder_blocks={blocks!r}, encoder_block_out_channels={widths!r} are not those of an AutoencoderTiny: '
-            'they have one entry per resolution, and all widths are the same'
+            f'num_encoder_blocks={blocks!r}, encoder_block_out_channels={widths!r} are not of an AutoencoderTiny: give '
+            'one entry per resolution, and all widths the same'
         )
-    encoder = EncoderTiny(config['in_channels'], config['latent_channels'], blocks, widths, config['act_fn'])
-    for layer, channels in (config.get(POOLING) or {}).items():
-        encoder.layers[int(layer)] = PooledBlock(encoder.layers[int(layer)], widths[0], channels)
+    encoder = EncoderTiny(
+        config['in_channels'], config['latent_channels'], tuple(blocks), tuple(widths), config['act_fn']
+    )
+    for layer, pooled in (config.get(POOLING) or {}).items():
+        number = int(layer) if str(layer).isdecimal() else -1
+        if not 0 <= number < len(encoder.layers) or isinstance(encoder.layers[number], nn.Conv2d):
+            raise InputError(f'{POOLING} names layer {layer!r}: give numbers of blocks of the encoder')
+        encoder.layers[number] = PooledBlock(encoder.layers[number], widths[0], pooled)
     return encoder
 
 
@@ -84,7 +90,7 @@ def raw_config(tensors: Tensors) -> dict[str, Any]:
             int(name.split('.')[0]) for name in shapes if name.endswith('.weight') and name.count('.') == 1
         )
         # Between two convolutions lie blocks; the last convolution makes the latent.
-        blocks = [after - before - 1 for before, after in zip(convolutions, convolutions[1:], strict=False)]
+        blocks = [after - before - 1 for before, after in pairwise(convolutions)]
         first, last = (shapes[f'{index}.weight'] for index in (convolutions[0], convolutions[-1]))
         pooled = sorted(int(name.split('.')[0]) for name in shapes if name.endswith('.pool.0.weight'))
         return {

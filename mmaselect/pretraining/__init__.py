@@ -3,5 +3,6 @@
 from mmaselect.pretraining.epsilon import EpsilonPrediction
 from mmaselect.pretraining.flow_matching import FlowMatching
 from mmaselect.pretraining.latents import LatentDataset
+from mmaselect.pretraining.objective import Objective
 
-__all__ = ['EpsilonPrediction', 'FlowMatching', 'LatentDataset']
+__all__ = ['EpsilonPrediction', 'FlowMatching', 'LatentDataset', 'Objective']

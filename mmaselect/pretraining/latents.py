@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import random
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import ConfigDict
 from mmengine.device import get_device
 from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
@@ -50,10 +48,10 @@ class LatentDataset(Dataset):
 
     Attributes:
         encoder: The encoder, which standardises as the data set does.
-        latents: (N, C, h, w), float16, not standardised; a mirror image comes after its image.
+        latents: (N, C, h, w), float16, not standardised; every mirror image comes right after its image.
 
     Raises:
-        InputError: If a field is wrong, or an image has another size than the first.
+        InputError: If a field is wrong, or images have several sizes, or one that the encoder cannot take.
     """
 
     metainfo: dict[str, Any] = {}
@@ -90,6 +88,7 @@ class LatentDataset(Dataset):
                 f'cache={str(cache)!r} is not seen by all ranks, or another run wrote it: give another file'
             )
         self.latents = content['latents']
+        self.mean, self.std = (content[name].float().view(-1, 1, 1) for name in ('mean', 'std'))
         self.encoder.standardise(content['mean'].tolist(), content['std'].tolist())
 
     def __len__(self) -> int:
@@ -98,19 +97,20 @@ class LatentDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One standardised latent, float32, as ``inputs``."""
-        mean, std = self.encoder.latents_mean, self.encoder.latents_std
-        return {'inputs': (self.latents[index].float() - mean) / std}
+        return {'inputs': (self.latents[index].float() - self.mean) / self.std}
 
     def _files(self) -> list[list[Any]]:
         """Name and size of every image; a name without the folders above its own, since data may be moved."""
         found = []
         for dataset in self.datasets:
             for index in range(len(dataset)):
-                path = Path(dataset.get_data_info(index)['img_path'])
+                name = dataset.get_data_info(index).get('img_path')
+                if name is None:
+                    raise InputError(f'{type(dataset).__name__} has no files of images: its latents cannot be kept')
                 try:
-                    found.append([*path.parts[-2:], path.stat().st_size])
+                    found.append([*Path(name).parts[-2:], Path(name).stat().st_size])
                 except OSError as error:
-                    raise InputError(f'{path} cannot be read: {one_line(error)}') from error
+                    raise InputError(f'{name} cannot be read: {one_line(error)}') from error
         return found
 
     def _image(self, number: int, dataset: Any, index: int) -> Tensor:
@@ -119,39 +119,51 @@ class LatentDataset(Dataset):
         seed = int(np.random.SeedSequence([self.seed, number, index]).generate_state(1)[0])
         random.seed(seed)
         np.random.seed(seed)
-        return dataset[index]['inputs'].flip(0) / 127.5 - 1
+        image = dataset[index].get('inputs')
+        if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.dim() != 3 or len(image) != 3:
+            raise InputError(f'datasets[{number}] gives no colour image as inputs: end its pipeline with PackInputs')
+        if any(side % self.encoder.factor for side in image.shape[1:]):
+            raise InputError(
+                f'datasets[{number}] gives images of {tuple(image.shape[1:])}: let its pipeline resize or crop them to '
+                f'multiples of {self.encoder.factor}, what the encoder makes one latent pixel of'
+            )
+        return image.flip(0) / 127.5 - 1
+
+    def _encode(self) -> Tensor:
+        items = [(number, data, index) for number, data in enumerate(self.datasets) for index in range(len(data))]
+        latents: list[Tensor] = []
+        sizes: set[tuple[int, ...]] = set()
+        with progress_bar(total=len(items), desc='encoding', unit='image') as bar:
+            for start in range(0, len(items), self.batch_size):
+                images = [self._image(*item) for item in items[start : start + self.batch_size]]
+                sizes.update(tuple(image.shape[1:]) for image in images)
+                if len(sizes) > 1:
+                    one, other = sorted(sizes)[:2]
+                    raise InputError(f'datasets give images of {one} and of {other}: all must have one size')
+                batch = torch.stack(images).to(next(self.encoder.parameters()).device)
+                views = [batch, batch.flip(-1)] if self.mirror else [batch]
+                encoded = torch.stack([self.encoder.raw(view) for view in views], dim=1).flatten(0, 1)
+                latents.append(encoded.half().cpu())
+                bar.update(len(images))
+        return torch.cat(latents)
 
     @torch.no_grad()
     def _write(self) -> None:
         from safetensors.torch import save_file
 
         remove_abandoned(self.cache.parent)
-        items = [(number, data, index) for number, data in enumerate(self.datasets) for index in range(len(data))]
-        encoder, latents = self.encoder.to(get_device()), []
+        self.encoder.to(get_device())
         state, numpy_state = random.getstate(), np.random.get_state()
-        with progress_bar(total=len(items), desc='encoding', unit='image') as bar:
-            for start in range(0, len(items), self.batch_size):
-                images = [self._image(*item) for item in items[start : start + self.batch_size]]
-                for image in images:
-                    if image.shape != (first := images[0] if not latents else first).shape:
-                        raise InputError(
-                            f'datasets give images of {tuple(first.shape)} and of {tuple(image.shape)}: let their '
-                            'pipelines end in one size'
-                        )
-                batch = torch.stack(images).to(next(encoder.parameters()).device)
-                views = [batch, batch.flip(-1)] if self.mirror else [batch]
-                latents.append(torch.stack([encoder.raw(view) for view in views], dim=1).flatten(0, 1).half().cpu())
-                bar.update(len(images))
+        values = self._encode()
         random.setstate(state)
         np.random.set_state(numpy_state)
-        encoder.cpu()
-        values = torch.cat(latents)
+        self.encoder.cpu()
         std, mean = torch.std_mean(values.double(), dim=(0, 2, 3), correction=0)
         if not torch.isfinite(values).all() or not (std > 0).all():
             raise InputError(f'{self.cache}: latents are not finite in float16, or a channel of them is constant')
-        metadata = {'key': self.key, 'sha256': checksum(values)}
+        content = {'latents': values, 'mean': mean, 'std': std}
         with atomic_path(self.cache) as temporary:
-            save_file({'latents': values, 'mean': mean, 'std': std}, temporary, metadata)
+            save_file(content, temporary, {'key': self.key, 'sha256': checksum(content)})
         print_log(f'{len(values)} latents of {tuple(values.shape[1:])} are in {self.cache}', logger='current')
 
 
@@ -161,17 +173,16 @@ def find_pipelines(config: Any) -> list[Any]:
         return [pipeline for item in config for pipeline in find_pipelines(item)]
     if not isinstance(config, dict):
         return []
-    own = [
-        value.to_dict() if isinstance(value, ConfigDict) else value
-        for key, value in config.items()
-        if key == 'pipeline'
-    ]
+    own = [config['pipeline']] if 'pipeline' in config else []
     return own + [pipeline for key, value in config.items() if key != 'pipeline' for pipeline in find_pipelines(value)]
 
 
-def checksum(values: Tensor) -> str:
-    """SHA-256 of the bytes of a tensor on the CPU."""
-    return hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest()
+def checksum(content: dict[str, Tensor]) -> str:
+    """SHA-256 of the bytes of tensors on the CPU, in the order of their names."""
+    digest = hashlib.sha256()
+    for _, values in sorted(content.items()):
+        digest.update(values.numpy().data)
+    return digest.hexdigest()
 
 
 def read_latents(path: Path, key: str) -> dict[str, Tensor] | None:
@@ -193,10 +204,10 @@ def read_latents(path: Path, key: str) -> dict[str, Tensor] | None:
         with safe_open(str(path), framework='pt') as file:
             metadata = file.metadata() or {}
             content = {name: file.get_tensor(name) for name in ('latents', 'mean', 'std')}
-        reason = (
-            None if metadata.get('key') == key else 'it was made by another encoder, or of other files or transforms'
-        )
-        if reason is None and metadata.get('sha256') != checksum(content['latents']):
+        reason = None
+        if metadata.get('key') != key:
+            reason = 'it was made by another encoder, or of other files or transforms'
+        elif metadata.get('sha256') != checksum(content):
             reason = 'its checksum is wrong'
     except Exception as error:  # safetensors raises its own and torch's
         reason = one_line(error)
