@@ -126,8 +126,8 @@ class Autoencoder(nn.Module, ABC):
             std: Likewise.
         """
         device = next(self.parameters()).device
-        self.latents_mean = torch.tensor(mean, device=device).view(-1, 1, 1)
-        self.latents_std = torch.tensor(std, device=device).view(-1, 1, 1)
+        self.latents_mean = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
+        self.latents_std = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encodes images, each to one latent.
@@ -258,10 +258,8 @@ def read_vae_config(source: Source, subfolder: str) -> dict[str, Any]:
     Raises:
         InputError: If the folder holds no autoencoder that is known.
     """
-    config = source.read_json(f'{subfolder}/config.json' if subfolder else 'config.json')
-    raw = find_raw(source) if config is None and not subfolder else None
-    if raw is not None:
-        config = raw_config(raw)
+    raw = None if subfolder else find_raw(source)
+    config = raw_config(raw) if raw else source.read_json(f'{subfolder}/config.json' if subfolder else 'config.json')
     found = None if config is None else config.get('_class_name')
     if config is None or found not in ENCODERS:
         raise InputError(
@@ -298,9 +296,9 @@ def load_vae(
         encoder = ENCODERS[config['_class_name']](config)
     if dtype == torch.float16 and encoder.config['force_upcast']:
         dtype = torch.float32
-    raw = find_raw(source) if source.find(f'{subfolder}/config.json' if subfolder else 'config.json') is None else None
-    tensors = source.tensors(subfolder, variant) if raw is None else raw
-    load_into(encoder, tensors, identity, 'vae', dtype, rename_attention if raw is None else 'encoder.layers.{}'.format)
+    raw = None if subfolder else find_raw(source)
+    rename = 'encoder.layers.{}'.format if raw else rename_attention
+    load_into(encoder, raw or source.tensors(subfolder, variant), identity, 'vae', dtype, rename)
     where = f'config.json of {source.field}={source.name!r}: '
     own = check_statistics(config.get('latents_mean'), config.get('latents_std'), encoder.channels, where)
     standardise(encoder, statistics or own, identity)

@@ -73,8 +73,10 @@ def build_encoder(config: dict[str, Any]) -> nn.Module:
 
 
 def find_raw(source: Source) -> Tensors | None:
-    """Opens the one ``*_encoder.safetensors`` of a folder of the TAESD project; None if there is none, or several."""
-    files = [] if source.folder is None else list(source.folder.glob('*_encoder.safetensors'))
+    """Opens the ``*_encoder.safetensors`` of a folder without ``config.json``; None unless there is exactly one."""
+    if source.folder is None or source.find('config.json') is not None:
+        return None
+    files = list(source.folder.glob('*_encoder.safetensors'))
     return Tensors(source, {None: files[0].name}) if len(files) == 1 else None
 
 
