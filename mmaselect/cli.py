@@ -83,8 +83,9 @@ def describe_unknown_field(error: BaseException) -> str | None:
     if not isinstance(error, TypeError) or found is None:
         return None
     import mmaselect
+    from mmaselect import pretraining
 
-    owner = getattr(mmaselect, found[1], None)
+    owner = getattr(mmaselect, found[1], None) or getattr(pretraining, found[1], None)
     if owner is None:
         return None
     known = ', '.join(name for name in inspect.signature(owner).parameters)

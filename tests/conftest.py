@@ -108,6 +108,20 @@ def make_vae(channels: int) -> torch.nn.Module:
     ).eval()
 
 
+def make_tiny(folder: Path, channels: int = 4, width: int = 8) -> Path:
+    """A raw encoder of the TAESD project, 8 pixels per latent pixel, with the pooling branch; see tiny.py."""
+    from safetensors.torch import save_file
+
+    from mmaselect.diffusion.latent import TinyEncoder
+
+    config = dict(latent_channels=channels, encoder_block_out_channels=[width] * 4, num_encoder_blocks=[1, 1, 1, 2])
+    torch.manual_seed(0)
+    encoder = TinyEncoder({**config, 'encoder_pooling_channels': {'7': 4 * width, '8': 4 * width}}).encoder.layers
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(encoder.state_dict(), folder / 'tiny_encoder.safetensors')
+    return folder
+
+
 @pytest.fixture(scope='session')
 def model_folder(tmp_path_factory):
     """Returns a function that saves a pipeline folder of a variant, once, and gives its path."""

@@ -35,6 +35,8 @@ DIFFUSION = {
     'arch': ['dit-z', 3, [], dict(num_layers='x'), dict(num_layers=0), dict(num_layer=2), dict(sample_size=-1)],
     'latent': ['audio', None, 3, []],
     'vae': ['/none', 3, []],
+    'latents_mean': [3, 'x', [0, 2], [0, 0, 0, math.nan], [0, 0, 0, 'x'], [0, 0, 0, True]],
+    'latents_std': [3, 'x', [1, 2], [1, 1, 1, 0], [1, 1, 1, -2], [1, 1, 1, math.inf]],
     'prompt': [3, 'a cat', 'cat.safetensors'],
     'shift': [0, -1, 'x', None, math.nan, math.inf, True, [1]],
     'normalised_qk': ['yes', 3, None],
@@ -136,6 +138,8 @@ def test_backbone(field, value):
 def test_diffusion(field, value):
     kind = 'SD3' if field == 'prompt' else 'SiT' if field == 'shift' else 'DiT'
     config = dict(type=kind, arch=TINY[kind])
+    if field.startswith('latents'):
+        config |= dict(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
     if field == 'pretrained':
         del config['arch']
     if field == 'arch' and isinstance(value, dict):

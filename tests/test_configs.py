@@ -10,7 +10,7 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, make_tiny
 from miniatures import COUNT, make
 from mmengine.config import Config
 from mmengine.model.utils import revert_sync_batchnorm
@@ -30,6 +30,9 @@ TRUE = {
     'dit-mini': (ROOT / 'configs/pretrain/dit-mini_cub-64px.py', 192, 6),
     'dit-micro': (ROOT / 'configs/pretrain/dit-micro_cub-32px.py', 144, 6),
     'dit-nano': (ROOT / 'configs/pretrain/dit-nano_digits.py', 128, 5),
+    'sit-latent-6b': (ROOT / 'configs/pretrain/sit-latent-6b_cub-camvid-128px.py', 192, 6),
+    'sit-latent-12b': (ROOT / 'configs/pretrain/sit-latent-12b_cub-camvid-128px.py', 192, 12),
+    'dit-latent-6b': (ROOT / 'configs/pretrain/dit-latent-6b_cub-camvid-128px.py', 192, 6),
 }
 
 
@@ -271,7 +274,13 @@ def test_pretraining_fits_and_runs(path, data_of, scope, tmp_path):
     config.model.transformer.num_layers = 2
     config.train_cfg.max_iters = 2
     config.train_dataloader.update(batch_size=COUNT // 2)
-    config.train_dataloader.dataset.data_root = str(data_of(config.train_dataloader.dataset.type))
+    dataset = config.train_dataloader.dataset
+    if dataset.type == 'LatentDataset':
+        dataset.update(vae=str(make_tiny(tmp_path / 'vae', 32)), cache=str(tmp_path / 'latents.safetensors'))
+        dataset.datasets[0].data_root = str(data_of('CUB'))
+        dataset.datasets[1].dataset.data_root = str(data_of('BaseSegDataset'))
+    else:
+        dataset.data_root = str(data_of(dataset.type))
     config.train_dataloader.collate_fn = dict(type='default_collate')
     config.default_hooks.logger.interval = 1
     config.work_dir, config.experiment_name = str(tmp_path), path.stem

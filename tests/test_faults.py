@@ -147,24 +147,20 @@ def test_caching(harness, digits, tmp_path):
 
 
 def test_pretraining(harness, digits, tmp_path):
-    """Its noise is drawn anew after a restart: what can be compared is that it ends, and ends well."""
     settings = [f'train_dataloader.dataset.data_root={digits}', 'train_cfg.max_iters=80',
                 'model.transformer.num_layers=2', 'default_hooks.checkpoint.interval=10',
                 'train_dataloader.batch_size=16',
                 'default_hooks.logger.interval=1']  # fmt: skip
     config = ROOT / 'configs/pretrain/dit-nano_digits.py'
     reference, folder = tmp_path / 'reference', tmp_path / 'killed'
-    expected, _ = harness.run(
+    harness.run(
         'pretrain.py', reference, folder,
         lambda where: [config, '--work-dir', where, '--out', where / 'out', '--cfg-options', *settings], ['--resume'],
     )  # fmt: skip
     sizes = [where / 'out/transformer/diffusion_pytorch_model.safetensors' for where in (reference, folder)]
     weights = [load_file(path) for path in sizes]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.isfinite(value).all() for value in weights[1].values())
-    logs = ''.join(path.read_text() for path in sorted(folder.glob('*/*.log')))
-    losses = [[float(value) for value in re.findall(r'loss: ([\d.]+)', text)] for text in (expected.stdout, logs)]
-    assert sum(losses[1][-20:]) == pytest.approx(sum(losses[0][-20:]), rel=0.3)
+    # Its transforms draw nothing, and noise depends on the step.
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 @pytest.mark.parametrize('damage', ['last_checkpoint cut off', 'checkpoint cut off', 'both gone'])

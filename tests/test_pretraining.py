@@ -28,16 +28,31 @@ def test_the_loss_is_the_error_of_the_velocity(monkeypatch):
 
     monkeypatch.setattr(model.transformer, 'forward', velocity)
     images = torch.rand(4, 1, 16, 16).expand(-1, 3, -1, -1) * 2 - 1
-    torch.manual_seed(5)
+    noise = torch.randn(4, 1, 16, 16, generator=model._generator())
     loss = model(images)['loss']
-    torch.manual_seed(5)
-    noise = torch.randn(4, 1, 16, 16)
     data = images[:, :1]
     assert loss.item() == pytest.approx((data - noise).square().mean().item(), rel=1e-5)
     time = seen['timestep'].view(-1, 1, 1, 1)
     torch.testing.assert_close(seen['latent'], time * data + (1 - time) * noise)
     assert ((time > 0) & (time < 1)).all()
     assert seen['labels'].tolist() == [1] * 4
+
+
+def test_noise_depends_on_seed_step_and_rank_alone(monkeypatch):
+    from mmaselect.pretraining import objective
+
+    def losses(seed, steps):
+        torch.manual_seed(0)
+        model = FlowMatching(dict(TINY, num_embeds_ada_norm=1), seed=seed)
+        return [model(images)['loss'].item() for _ in range(steps)]
+
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    first = losses(0, 2)
+    assert losses(0, 2) == first
+    assert first[0] != first[1]
+    assert losses(1, 1)[0] not in first
+    monkeypatch.setattr(objective, 'get_rank', lambda: 1)
+    assert losses(0, 1)[0] not in first
 
 
 def test_half_precision_computes_the_network_and_keeps_weights_and_loss(monkeypatch):

@@ -5,7 +5,7 @@ from mmaselect import cli
 
 
 def parse_args():
-    parser = cli.base_parser('Train a small diffusion transformer by flow matching')
+    parser = cli.base_parser('Train a small diffusion transformer by flow matching or noise prediction')
     parser.add_argument('--out', help='folder to export to; default: export_dir of the config')
     cli.add_resume(parser)
     return parser.parse_args()
@@ -24,7 +24,9 @@ def main():
         # The checkpoint holds the averaged weights (EMAHook), the model in memory those of the last step.
         model = runner.model.module if runner.distributed else runner.model
         load_checkpoint(model, find_latest_checkpoint(cfg.work_dir), map_location='cpu', strict=True)
-        file = model.export(args.out or cfg.export_dir)
+        # A data set of latents brings the encoder that made them.
+        encoder = getattr(runner.train_dataloader.dataset, 'encoder', None)
+        file = model.export(args.out or cfg.export_dir, encoder)
         print(f'{file} ({file.stat().st_size / 1e6:.1f} MB)')
 
 

@@ -1,13 +1,19 @@
-"""Image to latent: the encoder half of a VAE, or the pixels themselves."""
+"""Image to latent: the encoder half of an autoencoder, or the pixels themselves."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mmaselect.diffusion.loading import Identity, Source, add_random, load_into
+from mmaselect.diffusion.tiny import build_encoder, find_raw, raw_config
 from mmaselect.errors import InputError
 
 #: Configs of the VAEs that SD3.5 (16 latent channels), and DiT and SiT (4) were trained with.
@@ -69,47 +75,163 @@ class PixelEncoder(nn.Module):
         return images if self.channels == 3 else images.mean(1, keepdim=True)
 
 
-class VAEEncoder(nn.Module):
-    """The encoder of diffusers' ``AutoencoderKL``; its decoder is never built.
+class Autoencoder(nn.Module, ABC):
+    """The encoder half of one of diffusers' autoencoders; its decoder is never built.
 
     Args:
-        config: The VAE's ``config.json``.
+        config: The ``config.json``; what it lacks takes the defaults of the diffusers class.
 
     Attributes:
+        kind: Name of the diffusers class.
+        widths: Field of the config with one entry per resolution.
+        config: As completed.
         factor: Image pixels per latent pixel.
         channels: Channels of the latent.
     """
 
+    kind: ClassVar[str]
+    widths: ClassVar[str]
+    latents_mean: Tensor | None
+    latents_std: Tensor | None
+
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        import inspect
+        self.config = self.complete(config)
+        self.factor = downsampling(self.config)
+        self.channels = self.config['latent_channels']
+        self.scaling_factor = self.config['scaling_factor']
+        self.shift_factor = self.config['shift_factor'] or 0.0
+        # In no state_dict: checkpoints of autoencoders hold them in their config.
+        self.register_buffer('latents_mean', None, persistent=False)
+        self.register_buffer('latents_std', None, persistent=False)
 
+    @classmethod
+    def complete(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Adds the defaults of the diffusers class to a ``config.json``."""
+        import diffusers
+
+        parameters = inspect.signature(getattr(diffusers, cls.kind).__init__).parameters
+        defaults = {key: value.default for key, value in parameters.items() if key != 'self'}
+        return {**defaults, **config, '_class_name': cls.kind}
+
+    @abstractmethod
+    def raw(self, images: Tensor) -> Tensor:
+        """Encodes images in [-1, 1] of the encoder's own dtype, before any shift and scale."""
+
+    def standardise(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Shifts and scales every channel of the latent by its own numbers from now on.
+
+        Args:
+            mean: Of each channel of :meth:`raw`.
+            std: Likewise.
+        """
+        device = next(self.parameters()).device
+        self.latents_mean = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
+        self.latents_std = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encodes images, each to one latent.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1], H and W multiples of ``factor``.
+
+        Returns:
+            ``(raw - mean) * scaling_factor / std``, (B, channels, H / factor, W / factor), as diffusers' pipelines have
+            it; without statistics the mean is ``shift_factor`` and the standard deviation 1.
+        """
+        raw = self.raw(images.to(next(self.parameters()).dtype))
+        if self.latents_mean is None or self.latents_std is None:
+            return (raw - self.shift_factor) * self.scaling_factor
+        return (raw - self.latents_mean) * (self.scaling_factor / self.latents_std)
+
+
+class VAEEncoder(Autoencoder):
+    """The encoder of diffusers' ``AutoencoderKL``; an image is encoded to the mean of its posterior."""
+
+    kind = 'AutoencoderKL'
+    widths = 'block_out_channels'
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
         from diffusers import AutoencoderKL
 
         known = inspect.signature(AutoencoderKL.__init__).parameters
         vae: Any = AutoencoderKL(**{key: value for key, value in config.items() if key in known})
         self.encoder = vae.encoder
         self.quant_conv = vae.quant_conv
-        self.scaling_factor = vae.config.scaling_factor
-        self.shift_factor = vae.config.shift_factor or 0.0
-        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        self.channels = vae.config.latent_channels
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Encodes to the mean of the posterior, so that an image has one latent.
-
-        Args:
-            images: (B, 3, H, W) in [-1, 1], H and W multiples of ``factor``.
-
-        Returns:
-            ``(mean - shift_factor) * scaling_factor``, (B, channels, H / factor, W / factor).
-        """
-        dtype = next(self.encoder.parameters()).dtype
-        moments = self.encoder(images.to(dtype))
+    def raw(self, images: Tensor) -> Tensor:
+        """The mean of the posterior."""
+        moments = self.encoder(images)
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
-        mean, _ = moments.chunk(2, dim=1)
-        return (mean - self.shift_factor) * self.scaling_factor
+        return moments.chunk(2, dim=1)[0]
+
+
+class TinyEncoder(Autoencoder):
+    """The encoder of diffusers' ``AutoencoderTiny``, or a raw one of the TAESD project; see ``tiny.py``."""
+
+    kind = 'AutoencoderTiny'
+    widths = 'encoder_block_out_channels'
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self.encoder = build_encoder(self.config)
+
+    def raw(self, images: Tensor) -> Tensor:
+        """Diffusers' encoder maps [-1, 1] to TAESD's [0, 1] itself."""
+        return self.encoder(images)
+
+
+ENCODERS: dict[str, type[Autoencoder]] = {cls.kind: cls for cls in (VAEEncoder, TinyEncoder)}
+
+
+def downsampling(config: dict[str, Any]) -> int:
+    """Image pixels per latent pixel of an autoencoder, from its ``config.json`` alone.
+
+    Raises:
+        InputError: If the config does not say.
+    """
+    cls = ENCODERS[config.get('_class_name', VAEEncoder.kind)]
+    widths = cls.complete(config)[cls.widths]
+    if not isinstance(widths, (list, tuple)) or not widths:
+        raise InputError(f'{cls.widths}={widths!r} in the config of a VAE is not valid: give one width per resolution')
+    return 2 ** (len(widths) - 1)
+
+
+def check_statistics(mean: object, std: object, channels: int, where: str = '') -> tuple[list, list] | None:
+    """Validates ``latents_mean`` and ``latents_std``.
+
+    Args:
+        mean: What was given.
+        std: Likewise.
+        channels: Of the latent.
+        where: Where they were found, for the message.
+
+    Returns:
+        Both as lists of numbers; None where neither was given.
+
+    Raises:
+        InputError: If one is missing, or has another length, or a number that cannot be used.
+    """
+    if mean is None and std is None:
+        return None
+    valid = f'{channels} finite numbers, one per channel of the latent'
+    checked = []
+    for name, values, low in (('latents_mean', mean, -math.inf), ('latents_std', std, 0.0)):
+        field, wanted = f'{where}{name}', f'{valid}, each above 0' if low == 0 else valid
+        if not isinstance(values, (list, tuple)):
+            raise InputError(
+                f'{field}={values!r} is not valid: give {wanted} (latents_mean and latents_std, or neither)'
+            )
+        if len(values) != channels:
+            raise InputError(f'{field} has {len(values)} numbers: give {wanted}')
+        for index, value in enumerate(values):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or value <= low:
+                raise InputError(f'{field}[{index}]={value!r} is not valid: give {wanted}')
+        checked.append(list(values))
+    return checked[0], checked[1]
 
 
 def rename_attention(name: str) -> str:
@@ -120,33 +242,78 @@ def rename_attention(name: str) -> str:
     return name
 
 
-def load_vae(source: Source, subfolder: str, identity: Identity, dtype: torch.dtype, variant: str | None) -> VAEEncoder:
-    """Reads the encoder of a VAE.
+def find_vae(vae: str | Path) -> tuple[Source, str]:
+    """Where an autoencoder lies: a pipeline folder with the subfolder ``'vae'``, or its own folder and ``''``."""
+    source = Source(vae, 'vae')
+    return source, 'vae' if source.find('vae/config.json') else ''
+
+
+def read_vae_config(source: Source, subfolder: str) -> dict[str, Any]:
+    """Reads the ``config.json`` of an autoencoder, or makes one from the names and shapes of a raw TAESD file.
 
     Args:
-        source: A pipeline folder, or the folder of a VAE alone.
-        subfolder: ``'vae'``, or ``''`` for the folder of a VAE alone.
-        identity: Gets every tensor that is read.
-        dtype: What to load it in. A VAE whose config says ``force_upcast`` overflows in float16 and stays float32.
-        variant: As diffusers' argument.
+        source: A pipeline folder, or the folder of an autoencoder alone.
+        subfolder: ``'vae'``, or ``''`` for the folder of an autoencoder alone.
 
     Raises:
-        InputError: If the folder holds no such VAE.
+        InputError: If the folder holds no autoencoder that is known.
     """
-    prefix = f'{subfolder}/' if subfolder else ''
-    config = source.read_json(f'{prefix}config.json')
-    if config is None or config.get('_class_name') != 'AutoencoderKL':
-        found = None if config is None else config.get('_class_name')
-        raise InputError(f'{source.field}={source.name!r} holds {found!r}; a VAE of class AutoencoderKL is expected')
+    raw = None if subfolder else find_raw(source)
+    config = raw_config(raw) if raw else source.read_json(f'{subfolder}/config.json' if subfolder else 'config.json')
+    found = None if config is None else config.get('_class_name')
+    if config is None or found not in ENCODERS:
+        raise InputError(
+            f'{source.field}={source.name!r} holds {found!r}; a VAE of class {" or ".join(ENCODERS)} is expected, or a '
+            'TAESD folder with one *_encoder.safetensors'
+        )
+    return config
+
+
+def load_vae(
+    source: Source,
+    subfolder: str,
+    identity: Identity,
+    dtype: torch.dtype,
+    variant: str | None = None,
+    statistics: tuple[list, list] | None = None,
+) -> Autoencoder:
+    """Reads the encoder of an autoencoder.
+
+    Args:
+        source: A pipeline folder, or the folder of an autoencoder alone.
+        subfolder: ``'vae'``, or ``''`` for the folder of an autoencoder alone.
+        identity: Gets every tensor that is read, and the statistics.
+        dtype: What to load it in. A VAE whose config says ``force_upcast`` overflows in float16 and stays float32.
+        variant: As diffusers' argument.
+        statistics: Mean and standard deviation per channel, see :func:`check_statistics`; None for those of the
+            config, if it has any.
+
+    Raises:
+        InputError: If the folder holds no such autoencoder, or its config has statistics that cannot be used.
+    """
+    config = read_vae_config(source, subfolder)
     with torch.device('meta'):
-        encoder = VAEEncoder(config)
-    if dtype == torch.float16 and config.get('force_upcast', True):
+        encoder = ENCODERS[config['_class_name']](config)
+    if dtype == torch.float16 and encoder.config['force_upcast']:
         dtype = torch.float32
-    load_into(encoder, source.tensors(subfolder, variant), identity, 'vae', dtype, rename_attention)
+    raw = None if subfolder else find_raw(source)
+    rename = 'encoder.layers.{}'.format if raw else rename_attention
+    load_into(encoder, raw or source.tensors(subfolder, variant), identity, 'vae', dtype, rename)
+    where = f'config.json of {source.field}={source.name!r}: '
+    own = check_statistics(config.get('latents_mean'), config.get('latents_std'), encoder.channels, where)
+    standardise(encoder, statistics or own, identity)
     return encoder
 
 
-def random_vae(channels: int, identity: Identity, seed: int, dtype: torch.dtype) -> VAEEncoder:
+def standardise(encoder: Autoencoder, statistics: tuple[list, list] | None, identity: Identity) -> None:
+    """Gives an encoder its statistics, and its identity too; without any, both stay what they were."""
+    if statistics is not None:
+        encoder.standardise(*statistics)
+        for name, values in zip(('latents_mean', 'latents_std'), statistics, strict=True):
+            identity.add(f'vae.{name}', torch.tensor(values, dtype=torch.float64))
+
+
+def random_vae(channels: int, identity: Identity, seed: int, dtype: torch.dtype) -> Autoencoder:
     """Builds the real encoder architecture for a latent of 4 or 16 channels, with random weights."""
     if channels not in VAE_CONFIGS:
         raise InputError(f"latent='vae' has no known VAE of {channels} channels; known: {sorted(VAE_CONFIGS)}")

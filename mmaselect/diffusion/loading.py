@@ -181,9 +181,16 @@ class Tensors:
             return set(self._handle(self.files[None]).keys())
         return {name for name in self.files if name is not None}
 
+    def shapes(self) -> dict[str, list[int]]:
+        """Shapes of all tensors by name, without reading one."""
+        return {name: self._handle(self._path(name)).get_slice(name).get_shape() for name in self.names()}
+
+    def _path(self, name: str) -> str:
+        return self.files.get(None) or self.files[name]
+
     def get(self, name: str) -> Tensor:
         """Reads one tensor, on the CPU, in the dtype of the file."""
-        path = self.files.get(None) or self.files[name]
+        path = self._path(name)
         handle = self._handle(path)
         try:
             return handle.get_tensor(name)

@@ -14,7 +14,18 @@ from torch.nn import functional as F
 from mmaselect.diffusion.acceleration import check_attention, check_compile
 from mmaselect.diffusion.families import FAMILIES
 from mmaselect.diffusion.family import Family, Tap
-from mmaselect.diffusion.latent import VAE_CONFIGS, LatentEncoder, PixelEncoder, load_vae, random_vae
+from mmaselect.diffusion.latent import (
+    VAE_CONFIGS,
+    LatentEncoder,
+    PixelEncoder,
+    check_statistics,
+    downsampling,
+    find_vae,
+    load_vae,
+    random_vae,
+    read_vae_config,
+    standardise,
+)
 from mmaselect.diffusion.loading import Identity, Source, add_random, check_class, load_into, parse_dtype
 from mmaselect.errors import InputError, check_choice, check_count, check_fields, check_flag, check_number
 
@@ -136,7 +147,11 @@ class DiffusionSpec:
         arch: Architecture for random weights: a name the family knows (``'sd3.5-medium'``) or a dict of arguments of
             the diffusers class.
         latent: ``'vae'``, ``'pixels'``, or ``'auto'``: the folder's ``vae/``, or what ``vae`` names.
-        vae: Folder or hub id of the VAE, where ``pretrained`` has none of its own.
+        vae: Folder or hub id of the VAE, where ``pretrained`` has none of its own: diffusers' ``AutoencoderKL`` or
+            ``AutoencoderTiny``, or a folder of the TAESD project.
+        latents_mean: Mean of each channel of the latent, subtracted; one number per channel. None for what
+            ``vae/config.json`` says, or the shift of all channels that it has.
+        latents_std: Standard deviation of each channel, divided by; goes with ``latents_mean``.
         prompt: Text-conditional families only: the constant prompt, empty by default, see
             :func:`~mmaselect.diffusion.conditioning.load_prompt`. Class-conditional ones run under their null class.
         shift: Resolution shift of a rectified flow; 1 for none.
@@ -161,6 +176,8 @@ class DiffusionSpec:
         arch: str | dict[str, Any] | None = None,
         latent: str = 'auto',
         vae: str | Path | None = None,
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
         prompt: str | None = None,
         shift: float = 1.0,
         normalised_qk: bool = False,
@@ -194,6 +211,11 @@ class DiffusionSpec:
             if self.config.get(name) is not None:
                 check_count(self.config[name], name)
         self.latent, self.vae = self._resolve_latent(latent, vae)
+        self.statistics = check_statistics(latents_mean, latents_std, self.config['in_channels'])
+        if self.statistics is not None and self.latent == 'pixels':
+            raise InputError(
+                "latents_mean, latents_std: pixels are not standardised; leave them out with latent='pixels'"
+            )
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> DiffusionSpec:
@@ -222,8 +244,7 @@ class DiffusionSpec:
         if latent == 'pixels':
             return latent, None
         if vae is not None:
-            source = Source(vae, 'vae')
-            return 'vae', (source, 'vae' if source.find('vae/config.json') else '')
+            return 'vae', find_vae(vae)
         if self.source is None:
             return 'vae', None
         if self.source.find('vae/config.json') is None:
@@ -245,15 +266,9 @@ class DiffusionSpec:
     @property
     def stride(self) -> int:
         """Image pixels per cell of a map, known without reading a weight."""
-        if self.latent == 'pixels':
-            factor = 1
-        else:
-            config = None
-            if self.vae is not None:
-                source, subfolder = self.vae
-                config = source.read_json(f'{subfolder}/config.json' if subfolder else 'config.json')
-            config = config or VAE_CONFIGS[self.config['in_channels']]
-            factor = 2 ** (len(config['block_out_channels']) - 1)
+        factor = 1
+        if self.latent == 'vae':
+            factor = downsampling(read_vae_config(*self.vae) if self.vae else VAE_CONFIGS[self.config['in_channels']])
         return factor * self.config['patch_size']
 
     def load(self, taps: Sequence[Tap]) -> FrozenDiffusion:
@@ -308,9 +323,10 @@ class DiffusionSpec:
         if self.latent == 'pixels':
             return PixelEncoder(self.config['in_channels'])
         if self.vae is None:
-            return random_vae(self.config['in_channels'], identity, self.seed, self.dtype)
-        source, subfolder = self.vae
-        return load_vae(source, subfolder, identity, self.dtype, self.variant)
+            encoder = random_vae(self.config['in_channels'], identity, self.seed, self.dtype)
+            standardise(encoder, self.statistics, identity)
+            return encoder
+        return load_vae(*self.vae, identity, self.dtype, self.variant, self.statistics)
 
 
 def pad_to_cells(images: Tensor, stride: int) -> Tensor:
