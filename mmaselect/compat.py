@@ -269,8 +269,8 @@ def allow_cpu_ranks() -> None:
     def start_on_cpu(backend: str, init_backend: str = 'torch', **kwargs: Any) -> None:
         try:
             start(backend, init_backend=init_backend, **kwargs)
-        except (AssertionError, RuntimeError):
-            # Selecting a device comes first, so that nothing has been started.
+        except (AssertionError, AttributeError, RuntimeError):
+            # What a CPU build lacks is an AttributeError. Selecting a device comes first: nothing has been started.
             if init_backend != 'torch' or torch.distributed.is_initialized():
                 raise
             torch.distributed.init_process_group(backend='gloo' if backend == 'nccl' else backend, **kwargs)
