@@ -18,6 +18,7 @@ import mmaselect
 from mmaselect.diffusion.family import Tap
 from mmaselect.diffusion.latent import find_vae, load_vae
 from mmaselect.diffusion.loading import Identity
+from mmaselect.diffusion.noise import seeded_generator
 from mmaselect.errors import InputError
 from mmaselect.pretraining import EpsilonPrediction, FlowMatching, LatentDataset
 from mmaselect.pretraining.latents import checksum
@@ -212,7 +213,7 @@ def test_epsilon_is_diffusers_own_ddpm(monkeypatch):
 
     monkeypatch.setattr(model.transformer, 'forward', epsilon)
     data = torch.randn(64, 4, 4, 4)
-    noise = torch.randn(data.shape, generator=model._generator())
+    noise = torch.randn(data.shape, generator=seeded_generator(model.seed, int(model.step), 0))
     loss = model(data)['loss']
     # The target is the noise alone.
     assert loss.item() == pytest.approx(noise.square().mean().item(), rel=1e-6)

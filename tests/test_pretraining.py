@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from mmaselect import ASelectDiT
 from mmaselect.diffusion.families.dit import FREQUENCY_SHIFT
+from mmaselect.diffusion.noise import seeded_generator
 from mmaselect.pretraining import FlowMatching
 
 ASSETS = ROOT / 'mmaselect/assets/dit-nano_digits/transformer'
@@ -28,7 +29,7 @@ def test_the_loss_is_the_error_of_the_velocity(monkeypatch):
 
     monkeypatch.setattr(model.transformer, 'forward', velocity)
     images = torch.rand(4, 1, 16, 16).expand(-1, 3, -1, -1) * 2 - 1
-    noise = torch.randn(4, 1, 16, 16, generator=model._generator())
+    noise = torch.randn(4, 1, 16, 16, generator=seeded_generator(model.seed, int(model.step), 0))
     loss = model(images)['loss']
     data = images[:, :1]
     assert loss.item() == pytest.approx((data - noise).square().mean().item(), rel=1e-5)

@@ -118,23 +118,32 @@ class DDPM:
         return alpha**0.5 * latent + (1 - alpha) ** 0.5 * noise
 
 
-def seeded_noise(shape: tuple[int, ...], seed: int, *stream: int) -> Tensor:
-    """Standard normal noise that depends on its arguments alone, not on device, batch, rank or call order.
+def seeded_generator(seed: int, *stream: int) -> torch.Generator:
+    """A generator on the CPU that depends on its arguments alone.
 
     Args:
-        shape: Shape of the noise.
         seed: The user's seed.
         *stream: Further integers (image index, draw) that name an independent stream.
-
-    Returns:
-        float32 noise on the CPU.
     """
     # SeedSequence mixes the integers: neighbouring seeds give unrelated streams, which seed + index would not promise.
     import numpy as np
 
     state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
-    generator = torch.Generator().manual_seed(int(state) & 0x7FFF_FFFF_FFFF_FFFF)
-    return torch.randn(shape, generator=generator)
+    return torch.Generator().manual_seed(int(state) & 0x7FFF_FFFF_FFFF_FFFF)
+
+
+def seeded_noise(shape: tuple[int, ...], seed: int, *stream: int) -> Tensor:
+    """Standard normal noise that depends on its arguments alone, not on device, batch, rank or call order.
+
+    Args:
+        shape: Shape of the noise.
+        seed: See :func:`seeded_generator`.
+        *stream: Likewise.
+
+    Returns:
+        float32 noise on the CPU.
+    """
+    return torch.randn(shape, generator=seeded_generator(seed, *stream))
 
 
 def pixel_noise(images: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from mmaselect.diffusion.families.dit import FREQUENCY_SHIFT, DiT
 from mmaselect.diffusion.latent import Autoencoder, PixelEncoder
 from mmaselect.diffusion.loading import WEIGHTS, parse_dtype
+from mmaselect.diffusion.noise import seeded_generator
 from mmaselect.errors import InputError, check_count
 from mmaselect.files import atomic_path, write_json
 
@@ -85,7 +86,8 @@ class Objective(BaseModel):
         if mode != 'loss':
             raise NotImplementedError(f'{type(self).__name__} is only trained; mode={mode!r} is not supported')
         data = self._data(inputs)
-        generator = self._generator()
+        # The same at the same step of a run, on every device; ranks draw their own.
+        generator = seeded_generator(self.seed, int(self.step), get_rank())
         if self.training:
             self.step += 1
         noise = torch.randn(data.shape, generator=generator).to(data.device)
@@ -105,13 +107,6 @@ class Objective(BaseModel):
                 'latent; of pixels 3, or 1 for grey ones'
             )
         return PixelEncoder(channels)(inputs)
-
-    def _generator(self) -> torch.Generator:
-        """Draws the same at the same step of a run, on every device; ranks draw their own."""
-        import numpy as np
-
-        state = np.random.SeedSequence([self.seed, int(self.step), get_rank()]).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(state) & 0x7FFF_FFFF_FFFF_FFFF)
 
     def export(self, folder: str | Path, encoder: Autoencoder | None = None) -> Path:
         """Writes the network as a diffusers folder that ``pretrained=`` loads.
