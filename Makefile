@@ -1,17 +1,23 @@
 # make demo   sets up and runs the demo          make test   sets up and passes the tests
 # make soak   runs the harnesses in full          make lint   ruff
-# make lowest runs the tests with the lowest versions that setup.py admits; in CI, make test does so, too
+# make lowest runs the tests with the lowest versions that setup.py admits
+# make newest installs README's pip line as a user would and tries what README shows; FULL=1 runs all tests, too
 # make clean  removes what the others made
+# In CI, make test runs lowest and newest as well. requirements/README.md says what each set of versions is for.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
+NEWEST := .venv-newest
 EXTRAS := lite,mmpretrain,mmseg,demo,prompt,tests
 INPUTS := setup.py pyproject.toml $(wildcard requirements/*.txt)
-PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST := -m pytest $(PARALLEL)
 
-.PHONY: demo test soak lowest lint clean
+NOT_PINNED := --deselect tests/test_packaging.py::test_the_installed_versions_are_those_of_the_constraints
+
+.PHONY: demo test soak lowest newest lint clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py
@@ -23,6 +29,7 @@ test: $(STAMP)
 	$(BIN)/python $(PYTEST) --cov
 ifdef CI
 	$(MAKE) lowest
+	$(MAKE) newest
 endif
 
 # The harnesses in full: every tool killed twenty times, four ranks, long runs.
@@ -31,8 +38,33 @@ soak: $(STAMP)
 
 # The suite with the lowest versions that setup.py admits, in an environment of its own.
 lowest: $(LOWEST)/.installed
-	$(LOWEST)/bin/python $(PYTEST) \
-		--deselect tests/test_packaging.py::test_the_installed_versions_are_those_of_the_constraints
+	$(LOWEST)/bin/python $(PYTEST) $(NOT_PINNED)
+
+# What README promises, with the versions that pip chooses today. The wheel is imported, not the checkout: Python would
+# put the working directory in front.
+newest: export PYTHONSAFEPATH := 1
+TRIED := $(addprefix tests/,test_compat.py test_readme.py \
+	test_toolboxes.py::test_the_cub_config_by_mmpretrains_own_tools \
+	test_segmentation.py::test_training_by_mmsegs_own_tool)
+newest: $(NEWEST)/.installed
+	$(NEWEST)/bin/python -m pip install -q --no-deps --force-reinstall $(NEWEST)/wheel/*.whl
+	$(NEWEST)/bin/pytest $(PARALLEL) tests/stack/every_order_of_imports.py $(if $(FULL),tests $(NOT_PINNED),$(TRIED))
+	$(NEWEST)/bin/python tools/demo.py
+
+# README's line is taken from README, so that the two cannot differ; what only the tests need comes after it.
+README_EXTRAS = $(shell sed -n "s/^pip install 'mmaselect\(\[[a-z,]*\]\)'.*/\1/p" README.md)
+$(NEWEST)/.installed: $(INPUTS) README.md | $(NEWEST)/wheel
+	for extras in '$(README_EXTRAS)' '[demo,prompt,tests]'; do \
+		$(NEWEST)/bin/python -m pip install -q -U --upgrade-strategy eager "$$(echo $(NEWEST)/wheel/*.whl)$$extras" \
+			|| exit 1; done
+	touch $@
+
+.PHONY: $(NEWEST)/wheel
+$(NEWEST)/wheel:
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	rm -rf build $@
+	$(NEWEST)/bin/python -m pip wheel -q --no-deps -w $@ .
+	rm -rf build
 
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -50,4 +82,4 @@ $(LOWEST)/.installed: CONSTRAINTS := requirements/lowest.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) .coverage build dist *.egg-info mmaselect/.mim work_dirs/demo
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) .coverage build dist *.egg-info mmaselect/.mim work_dirs/demo
