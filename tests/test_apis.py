@@ -43,10 +43,10 @@ def test_features_are_those_of_the_backbone():
     for value, other in zip(found.values(), expected, strict=True):
         torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-5)
     own = ASelectDiT(MODEL, block=1, timestep=200, noise='fresh', mean=(0, 0, 0), std=(1, 1, 1)).eval()
-    value = mmaselect.extract(MODEL, PIXELS, 200, block=1, noise='own')
+    value = mmaselect.extract(MODEL, PIXELS, 200, block=1, noise='fresh')
     torch.testing.assert_close(value, own(PIXELS.float())[0], rtol=1e-5, atol=1e-5)
     assert value.shape == (10, 16, 4, 4)
-    pooled = mmaselect.extract(MODEL, PIXELS, 200, block=1, noise='own', pool=True)
+    pooled = mmaselect.extract(MODEL, PIXELS, 200, block=1, noise='fresh', pool=True)
     torch.testing.assert_close(pooled, value.mean((2, 3)))
 
 

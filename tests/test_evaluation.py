@@ -103,7 +103,7 @@ def test_scores_and_accuracy_over_timesteps(digits, work_dir):
     assert [row['timestep'] for row in rows] == [0, 400, 900]
     (train, train_labels), (test, test_labels) = (read_images(digits / split) for split in ('train', 'test'))
     for row in rows:
-        x, y = (mmaselect.extract(SIT, images, row['timestep'], 2, noise='own', pool=True).numpy()
+        x, y = (mmaselect.extract(SIT, images, row['timestep'], 2, noise='fresh', pool=True).numpy()
                 for images in (train, test))  # fmt: skip
         assert row['probe accuracy (%)'] == pytest.approx(linear_probe(x, train_labels, y, test_labels), abs=0.01)
     assert rows[0]['probe accuracy (%)'] > 80 > rows[2]['probe accuracy (%)']
@@ -132,7 +132,9 @@ def test_components_and_blocks(digits, work_dir):
         (component, block) for component in ('query', 'key', 'value', 'attention', 'output') for block in range(5)
     }
     (train, train_labels), (test, test_labels) = (read_images(digits / split) for split in ('train', 'test'))
-    x, y = (mmaselect.extract(SIT, images, 400, 3, 'value', noise='own', pool=True).numpy() for images in (train, test))
+    x, y = (
+        mmaselect.extract(SIT, images, 400, 3, 'value', noise='fresh', pool=True).numpy() for images in (train, test)
+    )
     (row,) = [row for row in rows if (row['component'], row['block']) == ('value', 3)]
     assert row['probe accuracy (%)'] == pytest.approx(linear_probe(x, train_labels, y, test_labels), abs=0.01)
 
@@ -140,7 +142,7 @@ def test_components_and_blocks(digits, work_dir):
 def test_decomposition_beside_the_image(digits, work_dir):
     rows = draw('decomposition', digits, work_dir, '--at', '100', '--images', '3', '59')
     images, _ = read_images(digits / 'test')
-    maps = mmaselect.extract(SIT, images[[3, 59]], 100, 2, noise='own')
+    maps = mmaselect.extract(SIT, images[[3, 59]], 100, 2, noise='fresh')
     assert [row['image'] for row in rows] == ['image 3', 'image 59']
     assert [row['HFR'] for row in rows] == pytest.approx(high_frequency_ratio(maps).tolist(), rel=1e-3)
 

@@ -82,7 +82,7 @@ def main():
     selection = Selection.from_dict(read_selection(work_dir / 'selection.json'))
     own, shared = (
         probe(runner, selection.sweep.timesteps, selection.taps, noise).accuracy[selection.taps[0]]
-        for noise in ('own', 'fixed')
+        for noise in ('fresh', 'fixed')
     )
     curve = work_dir / 'demo.png'
     plot(selection, curve, own)

@@ -17,14 +17,16 @@ from mmaselect.diffusion.loading import Source
 from mmaselect.diffusion.memory import Halving, check_batch_size, fit_batch_size
 from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align, pad_to_cells
 from mmaselect.diffusion.noise import pixel_noise, seeded_noise
-from mmaselect.errors import InputError, check_timesteps, unknown
+from mmaselect.errors import InputError, check_choice, check_timesteps
 from mmaselect.progress import progress_bar
-from mmaselect.selection.criteria import build_criterion
+from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criterion
 from mmaselect.selection.report import Selection
 from mmaselect.selection.search import (
     GROUP,
+    NOISES,
     Batch,
     Search,
+    count_passes,
     draw_portions,
     fit_groups,
     make_timesteps,
@@ -32,10 +34,6 @@ from mmaselect.selection.search import (
     run,
 )
 from mmaselect.unreadable import SHARE, Unreadable
-
-#: What decides where the user does not say; see docs/selection.md.
-RECOMMENDED = dict(type='NoiseConsistentHFR', sigma=0.25, centred=True)
-PAPER = dict(type='HighFrequencyRatio', sigma=0.25)
 
 Model = FrozenDiffusion | dict[str, Any] | str | Path
 
@@ -90,8 +88,8 @@ def extract(
         block: See :func:`load`.
         component: See :func:`load`.
         pool: Average each map over its cells.
-        noise: ``'fixed'``: the same for all images, as ``ASelectDiT`` does by default; ``'own'``: each image has its
-            own, which depends on nothing but its pixels.
+        noise: ``'fixed'``: the same for all images, as ``ASelectDiT`` does by default; ``'fresh'``: each image has
+            its own, which depends on nothing but its pixels.
         seed: Of the noise.
         size: Files are scaled and cropped to this many pixels a side; None for what the model was trained on.
         batch_size: Images per forward pass; ``'auto'`` measures how many fit memory. What does not fit is halved.
@@ -104,8 +102,7 @@ def extract(
     Raises:
         InputError: If an argument is out of range.
     """
-    if noise not in ('fixed', 'own'):
-        raise unknown('noise', noise, ('fixed', 'own'))
+    check_choice(noise, 'noise', NOISES)
     if isinstance(timestep, Selection):
         taps, timesteps = tuple(timestep.taps), tuple(timestep.timesteps)
         loaded = model if isinstance(model, FrozenDiffusion) else DiffusionSpec.from_dict(_to_dict(model)).load(taps)
@@ -122,7 +119,7 @@ def extract(
     def read_part(part: Tensor) -> list[Tensor]:
         latent = loaded.encode(part)
         shape = tuple(latent.shape[1:])
-        drawn = pixel_noise(part, shape, seed) if noise == 'own' else seeded_noise(shape, seed)
+        drawn = pixel_noise(part, shape, seed) if noise == 'fresh' else seeded_noise(shape, seed)
         found = {}
         for one in timesteps:
             for tap, value in loaded.iterate(latent, drawn, one):
@@ -157,6 +154,7 @@ def select(
     search: str = 'sweep',
     stability: float = 0.95,
     labels: Tensor | Sequence[int] | None = None,
+    noise: str = 'fixed',
     seed: int = 0,
     size: int | None = None,
     batch_size: int | str = 'auto',
@@ -172,14 +170,15 @@ def select(
         block: Block to read, or several that feed one head; ``'auto'`` selects one; None for the middle one.
         component: Likewise.
         timesteps: ``dict(start, stop, num)``, both ends included, or a list; None for 0, 50, ..., 1000.
-        criterion: What decides; None for noise-consistent HFR, centred, which docs/selection.md recommends.
+        criterion: What decides; None for instance information, which docs/selection.md recommends.
         compare: Computed beside it; None for the paper's HFR.
         num_images: How many to draw, None for all, ``'auto'`` for as many as ``stability`` needs.
         num_timesteps: How many timesteps to choose.
         search: ``'sweep'`` or ``'coarse-to-fine'``.
         stability: Share of bootstrap resamples that must agree, for ``num_images='auto'``.
         labels: Class of each image, for ``FisherScore``.
-        seed: Draws images and noises.
+        noise: That of the features that will be used, see :func:`extract`: the best timestep depends on it.
+        seed: Draws images and noises. The fixed noise is that of :func:`extract` with the same seed.
         size: See :func:`extract`.
         batch_size: Images per forward pass; ``'auto'`` measures how many fit memory. What does not fit is halved.
         progress: Show a progress bar.
@@ -206,8 +205,8 @@ def select(
     if tensor is not None and tensor.shape != (len(source),):
         raise InputError(f'labels of shape {tuple(tensor.shape)} do not fit {len(source)} images')
     unreadable = Unreadable(max_unreadable)
-    draws = max(one.draws for one in criteria.values())
-    batch_size = _fit(check_batch_size(batch_size), loaded, source, GROUP, draws)
+    draws, num_views = count_passes(list(criteria.values()), num_timesteps)
+    batch_size = _fit(check_batch_size(batch_size), loaded, source, GROUP, draws + num_views - 1)
     with progress_bar(desc='timestep selection', unit='pass', disable=not progress) as bar:
         finder = Search(
             loaded,
@@ -218,6 +217,8 @@ def select(
             seed,
             bar.update,
             keep=search == 'coarse-to-fine',
+            noise=noise,
+            noise_seed=seed,
         )
         drawn = draw_portions(len(source), num_images, seed)
         portions = _portions(source, drawn, batch_size, _device(loaded), tensor, unreadable)

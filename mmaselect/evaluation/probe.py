@@ -16,12 +16,12 @@ from torch import Tensor
 
 from mmaselect.diffusion.family import Tap
 from mmaselect.diffusion.noise import pixel_noise, seeded_noise
-from mmaselect.errors import InputError, unknown
+from mmaselect.errors import InputError, check_choice
 from mmaselect.files import write_json
 from mmaselect.hooks.images import RunnerImages, find_backbone
 from mmaselect.progress import progress_bar
+from mmaselect.selection.search import NOISES
 
-NOISES = ('own', 'fixed')
 #: Label of pixels that belong to no class, in mmseg.
 IGNORED = 255
 #: Cells per image that a probe of segmentation sees.
@@ -56,7 +56,7 @@ def read_features(
     images: RunnerImages,
     timesteps: Sequence[float],
     taps: Sequence[Tap],
-    noise: str = 'own',
+    noise: str = 'fresh',
     seed: int = 0,
     on_batch: Callable[[], object] | None = None,
 ) -> tuple[dict[tuple[float, Tap], np.ndarray], np.ndarray]:
@@ -66,8 +66,8 @@ def read_features(
         images: With labels.
         timesteps: Each in [0, 1000].
         taps: Of those that the backbone's model reads.
-        noise: ``'own'``: each image has its own, by its pixels, as in selection; ``'fixed'``: all have the same, as
-            ``ASelectDiT`` has by default.
+        noise: ``'fixed'``: all images have the same, as ``ASelectDiT`` gives them by default; ``'fresh'``: each has its
+            own, by its pixels.
         seed: Of the noise, and of the cells that are drawn.
         on_batch: Called after every batch.
 
@@ -78,8 +78,7 @@ def read_features(
     Raises:
         InputError: If the images have no labels.
     """
-    if noise not in NOISES:
-        raise unknown('noise', noise, NOISES)
+    check_choice(noise, 'noise', NOISES)
     model = images.backbone.diffusion
     features: dict[tuple[float, Tap], list[Tensor]] = {(one, tap): [] for one in timesteps for tap in taps}
     labels: list[Tensor] = []
@@ -88,7 +87,7 @@ def read_features(
             raise InputError('a probe needs labels; these images have none')
         latent = model.encode(batch.images)
         shape = tuple(latent.shape[1:])
-        drawn = pixel_noise(batch.images, shape, seed) if noise == 'own' else seeded_noise(shape, seed)
+        drawn = pixel_noise(batch.images, shape, seed) if noise == 'fresh' else seeded_noise(shape, seed)
         keep, target = _samples(batch.labels, batch.indices, seed)
         labels.append(target)
         for one in timesteps:
@@ -130,7 +129,7 @@ def probe(
     runner: Runner,
     timesteps: Sequence[float],
     taps: Sequence[Tap],
-    noise: str = 'own',
+    noise: str = 'fresh',
     seed: int = 0,
     store: str | Path | None = None,
     progress: bool = True,

@@ -7,9 +7,10 @@ from contextlib import contextmanager, suppress
 
 import torch
 from mmengine import dist
+from torch import Tensor
 
 from mmaselect.errors import InputError
-from mmaselect.selection.criteria import Sums
+from mmaselect.selection.criterion import Sums
 
 
 class RunnerRanks:
@@ -18,6 +19,13 @@ class RunnerRanks:
     def add(self, sums: Sums) -> Sums:
         """Adds the entries of all ranks; an entry that a rank lacks counts as zero."""
         return _reduce(sums) if dist.get_world_size() > 1 else sums
+
+    def gather(self, rows: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Brings the rows of all ranks together, in the order of their groups, on every rank."""
+        parts = [part for part in dist.all_gather_object((rows, groups)) if len(part[1])]
+        groups = torch.cat([part[1] for part in parts])
+        order = groups.argsort(stable=True)
+        return torch.cat([part[0] for part in parts])[order], groups[order]
 
     def check(self, error: str | None) -> None:
         """Raises :class:`InputError` on every rank if one of them brings an error."""

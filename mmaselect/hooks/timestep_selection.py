@@ -20,18 +20,22 @@ from mmaselect.errors import InputError, check_choice, check_count
 from mmaselect.hooks.images import RunnerImages, check_normalisation, find_backbone, unwrap
 from mmaselect.hooks.ranks import RunnerRanks
 from mmaselect.progress import progress_bar
-from mmaselect.selection.criteria import build_criterion
+from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criterion
 from mmaselect.selection.report import Selection, read_selection
-from mmaselect.selection.search import STRATEGIES, Search, draw_portions, make_timesteps, number_groups, run
+from mmaselect.selection.search import (
+    STRATEGIES,
+    Search,
+    count_passes,
+    draw_portions,
+    make_timesteps,
+    number_groups,
+    run,
+)
 from mmaselect.unreadable import SHARE, Unreadable
 from mmaselect.version import __version__
 
-#: Computed beside the deciding criterion, so that every report shows whether plain HFR can be trusted.
-COMPARED = (
-    dict(type='HighFrequencyRatio'),
-    dict(type='NoiseConsistentHFR', centred=False),
-    dict(type='NoiseConsistentHFR', centred=True),
-)
+#: Computed beside the deciding criterion, at no further pass: every report shows what the paper's would have chosen.
+COMPARED = (PAPER,)
 
 
 @HOOKS.register_module()
@@ -45,18 +49,19 @@ class TimestepSelectionHook(Hook):
     is loaded, or ``--resume`` finds the ``selection.json`` of the same selection, nothing is searched again.
 
     Args:
-        criterion: What decides: ``dict(type='HighFrequencyRatio', sigma=0.25)`` (the paper's),
-            ``dict(type='NoiseConsistentHFR')``, ``dict(type='FisherScore')`` (uses labels).
+        criterion: What decides; None for ``dict(type='InstanceInformation')``, which docs/selection.md recommends.
+            ``dict(type='HighFrequencyRatio', sigma=0.25)`` is the paper's, ``dict(type='FisherScore')`` uses labels.
         timesteps: ``dict(start, stop, num)``, both ends included, or a list; each in [0, 1000].
         num_images: Training images to select on, drawn without replacement; None for all. ``'auto'`` begins with 64
             and doubles them (up to 4,096) until ``stability`` is reached.
         batch_size: Images per forward pass; ``'auto'`` measures how many fit memory. What does not fit is halved.
-        compare: Criteria to compute beside ``criterion``, for the report. The noise-consistent ones cost a second
-            pass per timestep; an empty list saves it if ``criterion`` is not one of them.
+        compare: Criteria to compute beside ``criterion``, for the report. Noise-consistent ones cost a second noise
+            per image and timestep.
         pipeline: Transforms for the images: a list, ``'val'`` for those of ``val_dataloader``, or ``'train'`` for the
             training ones under a fixed seed. None takes ``'val'``, but ``'train'`` in segmentation, whose validation
             images have many sizes and its training crops one.
-        seed: Draws the images and their noises.
+        seed: Draws the images, their views, and with ``noise='fresh'`` their noises. The policy of the noise is the
+            backbone's, and so is a fixed noise: the head will see them.
         search: ``'sweep'``, or ``'coarse-to-fine'``, which tries at most a third of 41 or more timesteps; where the
             curve is flat or has several peaks it goes on to the sweep and says so.
         stability: Share of bootstrap resamples that must agree with the choice, for ``num_images='auto'``.
@@ -96,15 +101,17 @@ class TimestepSelectionHook(Hook):
             check_choice(pipeline, 'pipeline', ('val', 'train'))
         check_count(seed, 'seed', 0)
         check_candidates(blocks, components)
-        self.config = dict(type='HighFrequencyRatio', sigma=0.25) if criterion is None else criterion
+        self.config = RECOMMENDED if criterion is None else criterion
         self.criterion = build_criterion(self.config)
         self.config = dict(self.config)
-        self.criteria = {self.criterion.label: self.criterion}
+        self.criteria, self.configs = {self.criterion.label: self.criterion}, [self.config]
         if not isinstance(compare, (list, tuple)):
             raise InputError(f'compare={compare!r} is not valid: give a list of criteria')
         for entry in compare:
             other = build_criterion(entry, 'compare')
-            self.criteria.setdefault(other.label, other)
+            if other.label not in self.criteria:
+                self.criteria[other.label] = other
+                self.configs.append(dict(entry))
         check_choice(search, 'search', STRATEGIES)
         if isinstance(stability, bool) or not isinstance(stability, (int, float)) or not 0 < stability <= 1:
             raise InputError(f'stability={stability!r} is not valid: give a share in (0, 1]')
@@ -181,15 +188,24 @@ class TimestepSelectionHook(Hook):
         timesteps = self.timesteps if backbone.configured_timesteps is None else sorted(backbone.configured_timesteps)
         labels = any(criterion.needs_labels for criterion in self.criteria.values())
         dataset = runner.train_dataloader.dataset
-        draws = max(criterion.draws for criterion in self.criteria.values())
+        num_timesteps = backbone.num_timesteps if backbone.configured_timesteps is None else 1
+        draws, num_views = count_passes(list(self.criteria.values()), num_timesteps)
         images = RunnerImages(
-            runner, dataset, self.pipeline, self.batch_size, self.seed, labels, draws, self.max_unreadable
+            runner,
+            dataset,
+            self.pipeline,
+            self.batch_size,
+            self.seed,
+            labels,
+            draws + num_views - 1,
+            self.max_unreadable,
         )
         portions = draw_portions(len(images), self.num_images, self.seed)
         runner.logger.info(
             f'selecting by {self.criterion.label}: {sum(map(len, portions))} images'
             f'{" at most" if self.num_images == "auto" else ""}, {len(timesteps)} timesteps, '
-            f'{model.num_blocks} blocks, {len(alternatives)} choices of block and component ({self.search})'
+            f'{model.num_blocks} blocks, {len(alternatives)} choices of block and component, '
+            f'{backbone.noise} noise ({self.search})'
         )
         rank, world_size = dist.get_dist_info()
         with progress_bar(desc='timestep selection', unit='pass', disable=rank != 0) as bar:
@@ -198,15 +214,17 @@ class TimestepSelectionHook(Hook):
                 timesteps,
                 list(self.criteria.values()),
                 alternatives,
-                backbone.num_timesteps if backbone.configured_timesteps is None else 1,
+                num_timesteps,
                 self.seed,
                 bar.update,
                 keep=self.search == 'coarse-to-fine',
                 ranks=RunnerRanks(),
+                noise=backbone.noise,
+                noise_seed=backbone.noise_seed,
             )
             if self.search == 'sweep' and self.num_images != 'auto':
                 mine = sum(position // images.group % world_size == rank for position in range(len(portions[0])))
-                bar.total = -(-mine // images.batch_size) * len(timesteps) * search.draws
+                bar.total = -(-mine // images.batch_size) * len(timesteps) * search.passes
 
             numbered = number_groups(portions, images.group)
             batches = (images.batches(indices, first, rank, world_size) for indices, first in numbered)
@@ -249,13 +267,14 @@ class TimestepSelectionHook(Hook):
             'identity': backbone.identity.hex(),
             'alternatives': [[list(tap) for tap in taps] for taps in self._alternatives(backbone)],
             'num_timesteps': backbone.num_timesteps,
-            'criteria': list(self.criteria),
-            'criterion': self.criterion.label,
+            'criteria': json.loads(json.dumps(self.configs)),
             'timesteps': self.timesteps,
             'search': self.search,
             'num_images': self.num_images,
             'stability': self.stability,
             'seed': self.seed,
+            'noise': backbone.noise,
+            'noise_seed': backbone.noise_seed,
         }
 
     def _report(
@@ -272,6 +291,8 @@ class TimestepSelectionHook(Hook):
             config={
                 'diffusion': json.loads(json.dumps(backbone.diffusion_config, default=str)),
                 'timesteps': self.timesteps,
+                'noise': backbone.noise,
+                'noise_seed': backbone.noise_seed,
                 'num_images': self.num_images,
                 'pipeline': images.pipeline,
                 'batch_size': images.batch_size,

@@ -6,19 +6,21 @@ up their sums. So it costs no forward pass and no memory that grows with the num
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from mmaselect.selection.criteria import Criterion
+from mmaselect.selection.criterion import SummedCriterion
 
 #: Groups of images that are added up before the bootstrap; more groups than bins share them.
 BINS = 64
 RESAMPLES = 500
+#: Parts of the images that are left out one at a time, for scores that are no sums over images.
+PARTS = 16
 
 
-def resample(criterion: Criterion, sums: Tensor, num: int = RESAMPLES, seed: int = 0) -> Tensor | None:
+def resample(criterion: SummedCriterion, sums: Tensor, num: int = RESAMPLES, seed: int = 0) -> Tensor | None:
     """Scores resampled images.
 
     Args:
@@ -34,11 +36,54 @@ def resample(criterion: Criterion, sums: Tensor, num: int = RESAMPLES, seed: int
     bins = int(filled.sum())
     if bins < 2:
         return None
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(bins, (num, bins), generator=generator)
-    weights = torch.zeros(num, bins, dtype=sums.dtype).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=sums.dtype))
-    resampled = sums[..., filled] @ weights.T
+    resampled = sums[..., filled] @ _weights(bins, num, seed).T
     return criterion.score({name: resampled[:, :, number] for number, name in enumerate(criterion.names)})
+
+
+def _weights(bins: int, num: int, seed: int) -> Tensor:
+    """How often each resample draws each bin, (num, bins)."""
+    drawn = torch.randint(bins, (num, bins), generator=torch.Generator().manual_seed(seed))
+    return torch.zeros(num, bins).double().scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+
+
+def jackknife(score: Callable[[Tensor], float], rows: Tensor, groups: Tensor) -> tuple[float, Tensor | None]:
+    """Score of all images, and the influence that each of up to ``PARTS`` parts of them has on it.
+
+    A score that is no sum over images cannot be resampled by adding up parts, and a resample with its repeated images
+    has fewer directions than the images. Leaving out one part at a time has neither fault (Efron and Tibshirani, 1993,
+    ch. 11).
+
+    Args:
+        score: Of rows of images.
+        rows: (images, ...).
+        groups: Group of each image, (images,); a group lies in one part.
+
+    Returns:
+        The score, and (parts,), the influences, of mean 0; None with fewer than 2 parts of at least 2 images.
+    """
+    whole = score(rows)
+    parts = groups.unique(return_inverse=True)[1] % PARTS
+    number = int(parts.max()) + 1
+    if number < 2 or len(rows) - int(torch.bincount(parts).max()) < 2:
+        return whole, None
+    left = torch.tensor([score(rows[parts != part]) for part in range(number)], dtype=torch.float64)
+    return whole, (number - 1) * (left.mean() - left)
+
+
+def resample_influences(scores: Tensor, influences: Tensor, num: int = RESAMPLES, seed: int = 0) -> Tensor:
+    """Resampled scores by :func:`jackknife`'s influences.
+
+    Args:
+        scores: (timesteps, taps).
+        influences: (timesteps, taps, parts).
+        num: Resamples.
+        seed: Of the draws, which are the same for all timesteps and taps.
+
+    Returns:
+        (timesteps, taps, num), at least 0.
+    """
+    parts = influences.shape[-1]
+    return (scores[..., None] + influences @ _weights(parts, num, seed).T / parts).clamp_min(0)
 
 
 def drop_doubtful(scores: Tensor, resampled: Tensor) -> tuple[Tensor, Tensor]:

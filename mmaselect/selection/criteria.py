@@ -1,71 +1,23 @@
-"""What a timestep is scored by.
+"""What a timestep is scored by: the spectral criteria, the Fisher Score, and the list of all criteria.
 
-A criterion reads feature maps batch by batch and keeps nothing but sums, so that memory does not grow with the number
-of images and that the sums of several ranks can be added. A new criterion is a new class and one more line in
-``CRITERIA``.
+A new criterion is a new class and one more name in ``CRITERIA``.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmaselect.errors import InputError, check_choice, check_count, check_fields, check_flag, check_number
+from mmaselect.selection.criterion import Criterion, SummedCriterion, Sums
 from mmaselect.selection.features import Features
+from mmaselect.selection.instance import InstanceInformation, LiDAR, RankMe, ViewConsistency
 from mmaselect.selection.spectrum import check_sigma, half_plane
 
-#: What a criterion keeps: per name one number per group of images, or, where ``fields`` is None, any sum over images.
-Sums = dict[str, Tensor]
 
-
-class Criterion(ABC):
-    """Scores a timestep by the features it gives; the highest score is chosen.
-
-    Attributes:
-        draws: Independent noises per image that it needs.
-        needs_labels: Whether it reads the labels of the images.
-        fields: Names of its sums. None if they are not numbers: such a criterion cannot be resampled.
-        label: Name with its parameters, for reports.
-    """
-
-    draws: ClassVar[int] = 1
-    needs_labels: ClassVar[bool] = False
-    fields: ClassVar[tuple[str, ...] | None]
-    label: str
-
-    @abstractmethod
-    def sums(self, features: Features) -> Sums:
-        """Reduces a batch.
-
-        Args:
-            features: Maps of the batch under ``draws`` noises.
-
-        Returns:
-            For each of ``fields`` (G,), one number per group of images; without ``fields`` any tensors that may be
-            added to those of other batches.
-        """
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """``fields``, none where there are none."""
-        return self.fields or ()
-
-    @abstractmethod
-    def score(self, sums: Sums) -> Tensor:
-        """Turns sums over images into scores.
-
-        Args:
-            sums: Tensors of one shape, each entry the sum of a field over images; every entry is scored by itself.
-
-        Returns:
-            The scores, in that shape.
-        """
-
-
-class HighFrequencyRatio(Criterion):
+class HighFrequencyRatio(SummedCriterion):
     """The paper's criterion: HFR of each image, averaged over images. Rises with noise where the network leaks it.
 
     Args:
@@ -95,7 +47,7 @@ class HighFrequencyRatio(Criterion):
         return sums['ratio'] / sums['count']
 
 
-class NoiseConsistentHFR(Criterion):
+class NoiseConsistentHFR(SummedCriterion):
     """HFR of what two independent noises agree on, see :func:`~mmaselect.selection.spectrum.noise_consistent_hfr`.
 
     Args:
@@ -133,7 +85,7 @@ class NoiseConsistentHFR(Criterion):
         return torch.where(consistent, high / torch.where(consistent, total, 1.0), 0.0)
 
 
-class FisherScore(Criterion):
+class FisherScore(SummedCriterion):
     """Between-class over within-class scatter, with labels, see :func:`~mmaselect.selection.spectrum.fisher_score`.
 
     With one label per image a sample is a flattened map. With one label per cell (segmentation) a sample is the
@@ -193,8 +145,16 @@ class FisherScore(Criterion):
 
 
 CRITERIA: dict[str, type[Criterion]] = {
-    criterion.__name__: criterion for criterion in (HighFrequencyRatio, NoiseConsistentHFR, FisherScore)
-}
+    criterion.__name__: criterion
+    for criterion in (
+        InstanceInformation, HighFrequencyRatio, NoiseConsistentHFR, ViewConsistency, RankMe, LiDAR, FisherScore
+    )
+}  # fmt: skip
+
+#: What decides where the user does not say; see docs/selection.md.
+RECOMMENDED = dict(type='InstanceInformation')
+#: The criterion of arXiv 2603.25758. Its sigma is ours, the paper's is not public.
+PAPER = dict(type='HighFrequencyRatio', sigma=0.25)
 
 
 def build_criterion(config: dict[str, Any] | Criterion, field: str = 'criterion') -> Criterion:
@@ -217,20 +177,3 @@ def build_criterion(config: dict[str, Any] | Criterion, field: str = 'criterion'
     name = check_choice(fields.pop('type', None), f'{field}.type', CRITERIA)
     check_fields(fields, f'{field} {name}', inspect.signature(CRITERIA[name]).parameters, '')
     return CRITERIA[name](**fields)
-
-
-def add_sums(first: Sums, second: Sums) -> Sums:
-    """Adds two sums entry by entry; an entry that one of them lacks counts as zero.
-
-    Raises:
-        InputError: If maps of two sizes meet, which cannot be averaged.
-    """
-    out = dict(first)
-    for key, value in second.items():
-        if key in out and out[key].shape != value.shape:
-            raise InputError(
-                f'selection met maps of {tuple(out[key].shape)} and {tuple(value.shape)}: '
-                'its images must have one size (give the hook a pipeline that crops or resizes)'
-            )
-        out[key] = out[key] + value if key in out else value
-    return out

@@ -21,10 +21,21 @@ class Features:
         maps: Features under each noise, tensors (B, C, h, w).
         groups: Group of each image, (B,), counted from 0.
         labels: Class of each image, (B,), or of each cell, (B, h, w).
+        views: Features of augmented views of the images, each as ``maps``.
+
+    Attributes:
+        views: Features of the images themselves under the first noise, and of their views.
     """
 
-    def __init__(self, maps: Sequence[Tensor], groups: Tensor | None = None, labels: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        maps: Sequence[Tensor],
+        groups: Tensor | None = None,
+        labels: Tensor | None = None,
+        views: Sequence[Tensor] = (),
+    ) -> None:
         self.maps = list(maps)
+        self.views = [self.maps[0], *views]
         device = self.maps[0].device
         if groups is None:
             groups = torch.zeros(len(self.maps[0]), dtype=torch.long)

@@ -16,16 +16,27 @@ from mmaselect.diffusion.family import Tap
 from mmaselect.diffusion.memory import is_out_of_memory
 from mmaselect.diffusion.model import FrozenDiffusion
 from mmaselect.diffusion.noise import seeded_noise
-from mmaselect.errors import InputError, check_timestep, unknown
-from mmaselect.selection.bootstrap import BINS, choose, drop_doubtful, interval, resample
+from mmaselect.errors import InputError, check_choice, check_timestep, unknown
+from mmaselect.selection.bootstrap import (
+    BINS,
+    choose,
+    drop_doubtful,
+    interval,
+    jackknife,
+    resample,
+    resample_influences,
+)
 from mmaselect.selection.coarse import coarse_to_fine
 from mmaselect.selection.coverage import greedy, overlap, sketch
-from mmaselect.selection.criteria import Criterion, Sums, add_sums
+from mmaselect.selection.criterion import Criterion, SummedCriterion, Sums, add_sums
 from mmaselect.selection.features import Features
+from mmaselect.selection.instance import ViewCriterion
 
 logger = logging.getLogger('mmaselect')
 
 STRATEGIES = ('sweep', 'coarse-to-fine')
+#: ``'fixed'``: one noise for all images; ``'fresh'``: each image has its own.
+NOISES = ('fixed', 'fresh')
 #: Images that are centred together, and that the bootstrap draws together.
 GROUP = 4
 #: ``num_images='auto'`` begins with the first number of images and doubles it up to the second.
@@ -110,6 +121,10 @@ class Ranks(Protocol):
         """Adds the entries of all ranks; an entry that a rank lacks counts as zero."""
         ...
 
+    def gather(self, rows: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Brings the rows of all ranks together, in the order of their groups, on every rank."""
+        ...
+
     def check(self, error: str | None) -> None:
         """Raises :class:`InputError` on every rank if one of them brings an error."""
         ...
@@ -121,6 +136,10 @@ class OneProcess:
     def add(self, sums: Sums) -> Sums:
         """Gives back the sums."""
         return sums
+
+    def gather(self, rows: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Gives them back."""
+        return rows, groups
 
     def check(self, error: str | None) -> None:
         """Raises the error, if there is one."""
@@ -195,12 +214,18 @@ def number_groups(portions: Iterable[Sequence[int]], group: int) -> Iterator[tup
         first += -(-len(indices) // group)
 
 
+def count_passes(criteria: Sequence[Criterion], num_timesteps: int = 1) -> tuple[int, int]:
+    """Noises of an image, and views of it, the image itself among them, that criteria need at every timestep."""
+    draws = max([criterion.draws for criterion in criteria] + [2 if num_timesteps > 1 else 1])
+    return draws, max([one.num_views for one in criteria if isinstance(one, ViewCriterion)], default=1)
+
+
 class Search:
     """Gathers sums of images; images may come in portions and timesteps in turns.
 
-    Noise is common to all timesteps, so that curves differ by the timestep alone, and independent over images and
-    draws. Every pass fills a column: all taps of a timestep, each map reduced to its sums as soon as the block that
-    makes it has run.
+    Noise is common to all timesteps, so that curves differ by the timestep alone, and independent over draws. It should
+    be the noise that the head will see. Every pass fills a column: all taps of a timestep, each map reduced to its sums
+    as soon as the block that makes it has run. A criterion that reads views keeps pooled features instead of sums.
 
     Args:
         model: The frozen model; its taps are scored.
@@ -208,13 +233,19 @@ class Search:
         criteria: What to compute; one pass per noise serves them all. The first one decides.
         alternatives: Sets of taps of which one is to be chosen; by default there is one, all taps.
         num_timesteps: How many timesteps to choose; more than one needs a second noise, to know what they share.
-        seed: Of the noise and of the bootstrap.
+        seed: Of the fresh noises, of the views and of the bootstrap.
         on_pass: Called after every forward pass, for a progress bar.
         keep: Keep the latents (float32, on the CPU), so that further timesteps need no second encoding.
         ranks: The process group.
+        noise: ``'fixed'``: all images and views have one noise, as ``ASelectDiT`` gives them by default; ``'fresh'``:
+            each has its own.
+        noise_seed: Of the fixed noise.
+
+    Attributes:
+        passes: Forward passes per image and timestep: noises of the image itself, and one for each further view.
 
     Raises:
-        InputError: If there are fewer timesteps than are to be chosen.
+        InputError: If there are fewer timesteps than are to be chosen, or criteria ask for different views.
     """
 
     def __init__(
@@ -228,7 +259,10 @@ class Search:
         on_pass: Callable[[], object] | None = None,
         keep: bool = False,
         ranks: Ranks | None = None,
+        noise: str = 'fixed',
+        noise_seed: int = 0,
     ) -> None:
+        self.noise, self.noise_seed = check_choice(noise, 'noise', NOISES), noise_seed
         if num_timesteps > len(timesteps):
             raise InputError(
                 f'num_timesteps={num_timesteps} is more than the {len(timesteps)} timesteps to choose from'
@@ -238,13 +272,20 @@ class Search:
         self.alternatives = [list(taps) for taps in alternatives or [self.taps]]
         self.num_timesteps, self.seed, self.on_pass, self.keep = num_timesteps, seed, on_pass, keep
         self.ranks = ranks or OneProcess()
-        self.draws = max([criterion.draws for criterion in criteria] + [2 if num_timesteps > 1 else 1])
+        self.draws, self._num_views = count_passes(criteria, num_timesteps)
+        views = {criterion.views: criterion.label for criterion in criteria if isinstance(criterion, ViewCriterion)}
+        if len(views) > 1:
+            raise InputError(f'{" and ".join(views.values())} ask for different views: give all the same')
+        self._views = next(iter(views), None)
+        self.passes = self.draws + self._num_views - 1
         shape = (len(self.timesteps), len(self.taps))
         self._binned = {
             number: torch.zeros(*shape, len(criterion.fields), BINS, dtype=torch.float64)
             for number, criterion in enumerate(self.criteria)
-            if criterion.fields is not None
+            if isinstance(criterion, SummedCriterion) and criterion.fields is not None
         }
+        # By what is kept (criteria that pool alike share it), timestep and tap: the groups and rows of each batch.
+        self._rows: dict[tuple[tuple, int, int], list[tuple[Tensor, Tensor]]] = {}
         self._free: dict[tuple[int, int, int], Sums] = {}
         self._shared = torch.zeros(len(self.taps), len(self.timesteps) + 1, len(self.timesteps), dtype=torch.float64)
         self._counts = torch.zeros(3, dtype=torch.float64)  # images, block evaluations, encoder runs
@@ -319,8 +360,11 @@ class Search:
             self._fit(batch, None, lambda part, _: self._encode(part, positions))
 
     def _encode(self, batch: Batch, positions: Sequence[int]) -> None:
-        latent = self.model.encode(batch.images)
-        self._counts += torch.tensor([len(batch.indices), 0, len(batch.indices)])
+        images = [batch.images]
+        if self._views is not None:
+            images += [self._views(batch.images, batch.indices, self.seed, n) for n in range(1, self._num_views)]
+        latent = torch.stack([self.model.encode(view) for view in images], 1)
+        self._counts += torch.tensor([len(batch.indices), 0, len(batch.indices) * len(images)])
         if self.keep:
             self._kept.append((latent.float().cpu(), replace(batch, images=latent.new_empty(0))))
         self._run(latent, batch, positions)
@@ -360,43 +404,61 @@ class Search:
 
     def _snapshot(self) -> tuple:
         binned = {number: value.clone() for number, value in self._binned.items()}
-        return binned, dict(self._free), self._shared.clone(), self._counts.clone(), len(self._kept)
+        rows = {key: list(value) for key, value in self._rows.items()}
+        return binned, dict(self._free), self._shared.clone(), self._counts.clone(), rows, len(self._kept)
 
     def _restore(self, state: tuple) -> None:
-        self._binned, self._free, self._shared, self._counts, kept = state
+        self._binned, self._free, self._shared, self._counts, self._rows, kept = state
         del self._kept[kept:]
 
+    def _draw(self, shape: tuple[int, ...], indices: Sequence[int], draw: int) -> Tensor:
+        """One noise for all of the images, or one for each."""
+        if self.noise == 'fixed':
+            # The first one is the backbone's.
+            return seeded_noise(shape, self.noise_seed, *([draw] if draw else []))
+        return torch.stack([seeded_noise(shape, self.seed, index, draw) for index in indices])
+
     def _run(self, latent: Tensor, batch: Batch, positions: Sequence[int]) -> None:
-        shape = tuple(latent.shape[1:])
-        noises = [
-            torch.stack([seeded_noise(shape, self.seed, index, draw) for index in batch.indices]).to(latent.device)
-            for draw in range(self.draws)
-        ]
+        """Runs images and their views, (B, views, C, H, W), at some of the timesteps."""
+        shape = tuple(latent.shape[2:])
+        image, *others = latent.unbind(1)
+        # Fresh noises of views must not be those of the image; a fixed one is the same for all.
+        view_draws = [0 if self.noise == 'fixed' else self.draws + n for n in range(len(others))]
+        drawn = [self._draw(shape, batch.indices, draw).to(latent.device) for draw in [*range(self.draws), *view_draws]]
+        inputs = list(zip([image] * self.draws + others, drawn, strict=True))
         names, groups = torch.tensor(batch.groups).unique(return_inverse=True)
         bins = names % BINS
         labels = None if batch.labels is None else batch.labels.to(latent.device)
         sketches: dict[int, list[Tensor]] = {number: [] for number in range(len(self.taps))}
         for position in positions:
             timestep = self.timesteps[position]
-            passes = [self.model.iterate(latent, noise, timestep) for noise in noises]
-            # In step, so that one map per noise is all that is in memory.
+            passes = [self.model.iterate(one, noise, timestep) for one, noise in inputs]
+            # In step, so that one map per pass is all that is in memory.
             for read in zip(*passes, strict=True):
                 tap, number = read[0][0], self.taps.index(read[0][0])
                 maps = [value for _, value in read]
                 check_finite(maps, tap, timestep)
-                features = Features(maps, groups, labels)
-                self._reduce(position, number, features, bins)
+                features = Features(maps[: self.draws], groups, labels, maps[self.draws :])
+                self._reduce(position, number, features, bins, names[groups])
                 if self.num_timesteps > 1:
                     sketches[number].append(sketch(features))
-            self._counts[1] += len(batch.indices) * self.draws * self.model.num_blocks
-            for _ in noises:
+            self._counts[1] += len(batch.indices) * self.passes * self.model.num_blocks
+            for _ in inputs:
                 if self.on_pass is not None:
                     self.on_pass()
         if self.num_timesteps > 1:
             self._shared += torch.stack([overlap(sketches[number]).cpu() for number in range(len(self.taps))])
 
-    def _reduce(self, position: int, number: int, features: Features, bins: Tensor) -> None:
+    def _reduce(self, position: int, number: int, features: Features, bins: Tensor, groups: Tensor) -> None:
+        read = set()
         for which, criterion in enumerate(self.criteria):
+            if isinstance(criterion, ViewCriterion):
+                if criterion.kept not in read:
+                    rows = criterion.rows(features)
+                    self._rows.setdefault((criterion.kept, position, number), []).append((rows, groups))
+                    read.add(criterion.kept)
+                continue
+            assert isinstance(criterion, SummedCriterion)
             sums = criterion.sums(features)
             if which in self._binned:
                 values = torch.stack([sums[name] for name in criterion.names]).double().cpu()
@@ -428,13 +490,17 @@ class Search:
         for which, criterion in enumerate(self.criteria):
             resampled = None
             if which in self._binned:
+                assert isinstance(criterion, SummedCriterion)
                 sums = total[f'binned/{which}'].cpu()[evaluated]
                 whole = sums.sum(-1)
                 scores = criterion.score({name: whole[..., n] for n, name in enumerate(criterion.names)})
                 resampled = resample(criterion, sums, seed=self.seed)
                 if resampled is not None:
                     scores, resampled = drop_doubtful(scores, resampled)
+            elif isinstance(criterion, ViewCriterion):
+                scores, resampled = self._score_rows(criterion, evaluated)
             else:
+                assert isinstance(criterion, SummedCriterion)
                 scores = self._score_free(which, criterion, evaluated)
             result.scores[criterion.label] = dict(zip(self.taps, scores.T.tolist(), strict=True))
             if resampled is not None:
@@ -444,7 +510,25 @@ class Search:
         result.seconds = self._seconds + time.perf_counter() - started
         return result
 
-    def _score_free(self, which: int, criterion: Criterion, evaluated: Sequence[int]) -> Tensor:
+    def _score_rows(self, criterion: ViewCriterion, evaluated: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Scores and resampled scores of a criterion that reads all images at once, a timestep and tap at a time."""
+        scores, influences = [], []
+        for position in evaluated:
+            for number in range(len(self.taps)):
+                # A rank may have had no images.
+                kept = self._rows.get((criterion.kept, position, number), [(torch.empty(0), torch.empty(0).long())])
+                rows, groups = self.ranks.gather(*(torch.cat(parts) for parts in zip(*kept, strict=True)))
+                whole, influence = jackknife(criterion.score, rows, groups)
+                scores.append(whole)
+                influences.append(influence)
+        shape = (len(evaluated), len(self.taps))
+        found = torch.tensor(scores, dtype=torch.float64).view(shape)
+        known = [influence for influence in influences if influence is not None]
+        if len(known) < len(influences):
+            return found, None
+        return drop_doubtful(found, resample_influences(found, torch.stack(known).view(*shape, -1), seed=self.seed))
+
+    def _score_free(self, which: int, criterion: SummedCriterion, evaluated: Sequence[int]) -> Tensor:
         rows = [
             [
                 float(criterion.score(self.ranks.add(self._free.get((which, position, number), {}))))
@@ -509,7 +593,7 @@ def run(
                 continue
             state = search.finish()
             agreement = state.choices[label].agreement
-            if agreement is None and search.criteria[0].fields is None:
+            if agreement is None and getattr(search.criteria[0], 'fields', ()) is None:
                 raise InputError(f"num_images='auto' needs a criterion that can be resampled; {label} cannot")
             if agreement is not None and agreement >= stability:
                 return

@@ -102,7 +102,7 @@ def test_other_errors_are_not_hidden():
         Halving(run)(torch.rand(2, 3))
 
 
-@pytest.mark.parametrize('noise', ['fixed', 'own'])
+@pytest.mark.parametrize('noise', ['fixed', 'fresh'])
 def test_extraction_goes_on_with_halves(model, monkeypatch, noise):
     images = torch.rand(7, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     expected = extract(model, images, 100, noise=noise)

@@ -12,7 +12,8 @@ from mmaselect.diffusion.family import Tap, make_taps
 from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.noise import seeded_noise
 from mmaselect.errors import InputError
-from mmaselect.selection.criteria import FisherScore, HighFrequencyRatio, NoiseConsistentHFR, add_sums
+from mmaselect.selection.criteria import FisherScore, HighFrequencyRatio, NoiseConsistentHFR
+from mmaselect.selection.criterion import add_sums
 from mmaselect.selection.features import Features
 from mmaselect.selection.report import Selection, read_selection
 from mmaselect.selection.search import Batch, Choice, OneProcess, Search, Sweep, make_timesteps, run, sweep

@@ -74,11 +74,11 @@ def main():
     runner, hook, found = score_all(cfg, args)
     taps, store = all_taps(runner), Path(runner.work_dir) / 'probes.json'
     timesteps = hook.timesteps
-    noises = ('own', 'fixed') if args.shared else ('own',)
+    noises = ('fresh', 'fixed') if args.shared else ('fresh',)
     probes = {noise: probe(runner, timesteps, taps, noise, hook.seed, store) for noise in noises}
     rows = []
     for tap in taps:
-        accuracy = probes['own'].accuracy[tap]
+        accuracy = probes['fresh'].accuracy[tap]
         entries = [
             (label, sweep.curve(label, [tap]), sweep.block_evaluations, seconds)
             for label, (sweep, seconds) in found.items()
@@ -102,7 +102,7 @@ def main():
     print(tables(rows, taps, len(timesteps)))
     path = Path(runner.work_dir) / 'criteria.png'
     draw_correlations(rows, path)
-    own = probes['own']
+    own = probes['fresh']
     print(
         f'probes: {own.block_evaluations} block evaluations, {own.feature_seconds:.0f} s for features and '
         f'{own.probe_seconds:.0f} s for training'

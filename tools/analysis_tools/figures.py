@@ -18,7 +18,7 @@ KINDS = ('timesteps', 'decomposition', 'fisher', 'blocks')
 def parse_args():
     parser = cli.base_parser(__doc__)
     parser.add_argument('--out', help='a PNG file; default: WORK_DIR/figure_KIND.png')
-    parser.add_argument('--noise', default='own', help='own: each image has its own noise; fixed: all have one')
+    parser.add_argument('--noise', default='fresh', help='fresh: each image has its own noise; fixed: all have one')
     parser.add_argument('--at', type=float, help='timestep of decomposition and blocks; default: the selected one')
     parser.add_argument('--images', type=int, nargs='+', default=[0, 1, 2], help='validation images to decompose')
     cli.add_selection(parser)

@@ -14,7 +14,7 @@ from mmaselect import cli
 
 def parse_args():
     parser = cli.base_parser(__doc__)
-    parser.add_argument('--noise', default='own', help='own: each image has its own noise; fixed: all have one')
+    parser.add_argument('--noise', default='fresh', help='fresh: each image has its own noise; fixed: all have one')
     parser.add_argument('--epochs', type=int, help='epochs of head training; default: those of the config')
     cli.add_selection(parser)
     return parser.parse_args()

@@ -1,0 +1,213 @@
+"""Criteria on pooled features of augmented views: what a feature tells of *which image this is*.
+
+They need no labels, and compare unlike channels and resolutions, because features are pooled and whitened.
+With ``x_iv`` the pooled feature of view ``v`` of image ``i`` under the noise that the head will see, ``q`` views and
+``n`` images:
+
+- ``S_w``: scatter of the views around the mean of their image, over ``n (q - 1)``;
+- ``S_b``: scatter of the images' means, over ``n - 1``, minus ``S_w / q``, which views alone would put there.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmaselect.diffusion.noise import seeded_generator
+from mmaselect.errors import InputError, check_count, check_fields, check_number
+from mmaselect.selection.criterion import Criterion
+from mmaselect.selection.features import Features
+from mmaselect.selection.views import Views
+
+#: Share of the features' mean variance that is added to every direction, so that no scatter is singular.
+RIDGE = 1e-6
+
+
+class ViewCriterion(Criterion):
+    """A criterion that reads views of images, pooled, of all images at once.
+
+    What is kept are ``num_views * pool^2 * min(C, max_channels)`` float32 numbers per image, timestep and tap.
+
+    Args:
+        num_views: Views per image, at least 2; the first one is the image itself.
+        views: What a view may change, ``dict(crop=0.4, mirror=False, rotate=0, colour=0, blur=0)``, see
+            :class:`~mmaselect.selection.views.Views`.
+        pool: Average the map to ``pool`` x ``pool`` cells. Each cell is compared with the same cell of other images.
+        max_channels: More channels than that are projected to so many at random: estimating a scatter takes more
+            samples than channels.
+
+    Raises:
+        InputError: If an argument is out of range.
+    """
+
+    name: str
+
+    def __init__(
+        self, num_views: int = 2, views: dict[str, Any] | None = None, pool: int = 1, max_channels: int = 256
+    ) -> None:
+        self.num_views = check_count(num_views, 'num_views', 2)
+        self.views = Views(**check_fields(views or {}, 'views', Views.__dataclass_fields__, 'dict(crop=0.4)'))
+        self.pool = check_count(pool, 'pool')
+        self.max_channels = check_count(max_channels, 'max_channels')
+        pooled = '' if pool == 1 else f', {pool}x{pool} cells'
+        self.label = f'{self.name} ({num_views} views{pooled})'
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """What :meth:`rows` depends on: criteria that agree in it share them."""
+        return self.pool, self.max_channels
+
+    def rows(self, features: Features) -> Tensor:
+        """What is kept of a batch.
+
+        Args:
+            features: With at least ``num_views`` views.
+
+        Returns:
+            (B, views, cells, channels), float32, on the CPU.
+        """
+        maps = torch.stack(features.views, 1).float()
+        rows = F.adaptive_avg_pool2d(maps.flatten(0, 1), self.pool).unflatten(0, maps.shape[:2])
+        rows = rows.flatten(3).transpose(2, 3)
+        channels = rows.shape[-1]
+        if channels > self.max_channels:
+            drawn = torch.randn(channels, self.max_channels, generator=seeded_generator(0, channels))
+            rows = rows @ (drawn / self.max_channels**0.5).to(rows)
+        return rows.cpu()
+
+    def score(self, rows: Tensor) -> float:
+        """Scores all images.
+
+        Args:
+            rows: (images, views, cells, channels); views beyond ``num_views`` are not read.
+
+        Returns:
+            The score; 0 where the features do not depend on the image.
+
+        Raises:
+            InputError: If there are fewer than 2 images.
+        """
+        if len(rows) < 2:
+            raise InputError(f'{self.label} needs at least 2 images; there is {len(rows)}')
+        # What all images share, position embedding above all, tells none from the other.
+        rows = rows[:, : self.num_views].double()
+        rows = rows - rows.mean((0, 1))
+        if rows.square().sum() <= 1e-12 * len(rows):
+            return 0.0
+        return self._score(rows)
+
+    @abstractmethod
+    def _score(self, rows: Tensor) -> float:
+        """Scores centred features, (images, views, cells, channels), float64."""
+
+
+def scatters(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Scatter between images and within them, of centred features.
+
+    Args:
+        rows: (n, q, cells, C); every cell is a sample.
+
+    Returns:
+        ``S_b`` and ``S_w``, (C, C); ``S_b`` is unbiased, so that single eigenvalues may lie below 0.
+    """
+    n, q, cells, channels = rows.shape
+    means = rows.mean(1, keepdim=True)
+    within, between = (rows - means).reshape(-1, channels), means.reshape(-1, channels)
+    s_w = within.T @ within / (n * (q - 1) * cells)
+    return between.T @ between / ((n - 1) * cells) - s_w / q, s_w
+
+
+class InstanceInformation(ViewCriterion):
+    """Information, in nats, on which image it is that passes through augmentation and noise; ours.
+
+    ``1/2 sum log(1 + lambda_i)``, with ``lambda_i`` the eigenvalues of ``S_w^-1 S_b``: the capacity of a Gaussian
+    channel. It counts how many directions survive and how well, where Fisher-like ratios see the strongest alone.
+    The within-scatter is shrunk to ``S_w + shrinkage * S_b``: no direction counts for more than
+    ``1/2 log(1 + 1 / shrinkage)``, however little its views differ. That keeps the score invariant under invertible
+    linear maps of the channels, which shrinking to the identity does not.
+
+    Args:
+        num_views: See :class:`ViewCriterion`.
+        views: Likewise.
+        pool: Likewise.
+        max_channels: Likewise.
+        shrinkage: In (0, 1].
+    """
+
+    name = 'instance information'
+
+    def __init__(
+        self,
+        num_views: int = 2,
+        views: dict[str, Any] | None = None,
+        pool: int = 1,
+        max_channels: int = 256,
+        shrinkage: float = 0.1,
+    ) -> None:
+        super().__init__(num_views, views, pool, max_channels)
+        self.shrinkage = check_number(shrinkage, 'shrinkage', 0, 1, open_low=True)
+
+    def _score(self, rows: Tensor) -> float:
+        # The same views under wrong names tell what a score of so few images is worth if there is nothing to tell.
+        views = [rows[:, number].roll(number, 0) for number in range(rows.shape[1])]
+        return max(0.0, self._information(rows) - self._information(torch.stack(views, 1)))
+
+    def _information(self, rows: Tensor) -> float:
+        between, within = scatters(rows)
+        ridge = RIDGE * rows.square().mean() * torch.eye(len(within), dtype=within.dtype)
+        within = within + self.shrinkage * between + ridge
+        return 0.5 * (torch.logdet(within + between) - torch.logdet(within)).item()
+
+
+class ViewConsistency(ViewCriterion):
+    """Cosine of two views of an image minus that of two images, mean over pairs, of centred features; in [-2, 2]."""
+
+    name = 'view consistency'
+
+    def _score(self, rows: Tensor) -> float:
+        unit = F.normalize(rows, dim=-1)
+        n, q, cells, _ = unit.shape
+        images = unit.sum(1)
+        own = images.square().sum()
+        same = (own - n * q * cells) / (n * q * (q - 1) * cells)
+        other = (images.sum(0).square().sum() - own) / (n * (n - 1) * q**2 * cells)
+        return (same - other).item()
+
+
+class RankMe(ViewCriterion):
+    """Effective rank of the features (arXiv 2210.02885): exponential of the entropy of their singular values.
+
+    It does not know the image from the noise, which has full rank. For comparison; it reads the images alone.
+    """
+
+    name = 'RankMe'
+
+    def _score(self, rows: Tensor) -> float:
+        return _effective_rank(torch.linalg.svdvals(rows[:, 0].flatten(0, 1)))
+
+
+class LiDAR(ViewCriterion):
+    """Effective rank of ``S_w^-1/2 S_b S_w^-1/2`` (arXiv 2312.04000): how even the ``lambda_i`` are, not how large.
+
+    For comparison.
+    """
+
+    name = 'LiDAR'
+
+    def _score(self, rows: Tensor) -> float:
+        between, within = scatters(rows)
+        # As in the paper: the means' scatter is not corrected, and 1e-4 is added to the diagonal.
+        between = between + within / rows.shape[1]
+        factor = torch.linalg.cholesky(within + 1e-4 * torch.eye(len(within), dtype=within.dtype))
+        half = torch.linalg.solve_triangular(factor, between, upper=False)
+        ratio = torch.linalg.solve_triangular(factor, half.T, upper=False)
+        return _effective_rank(torch.linalg.eigvalsh((ratio + ratio.T) / 2).clamp_min(0))
+
+
+def _effective_rank(values: Tensor) -> float:
+    share = values / values.sum() + 1e-7
+    return torch.exp(-(share * share.log()).sum()).item()
