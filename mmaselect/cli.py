@@ -392,7 +392,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--timesteps', type=float, nargs='+', help='timesteps to try, 0-1000; default: those of the config'
     )
-    parser.add_argument('--criterion', help='HighFrequencyRatio, NoiseConsistentHFR or FisherScore')
+    parser.add_argument('--criterion', help='InstanceInformation, HighFrequencyRatio, NoiseConsistentHFR, ...')
     parser.add_argument('--sigma', type=float, help='sigma of the criterion, in cycles per sample')
     parser.add_argument('--search', help='sweep or coarse-to-fine')
     parser.add_argument('--seed', type=int, help='seed of images and noises')

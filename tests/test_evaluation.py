@@ -13,10 +13,13 @@ import pytest
 import torch
 from conftest import DEMO, options, run_tool
 from PIL import Image
+from safetensors import safe_open
 
 import mmaselect
+from mmaselect.diffusion.family import Tap
 from mmaselect.evaluation.figures import correlation, decompose, principal_colours, write_csv
 from mmaselect.evaluation.probe import linear_probe
+from mmaselect.evaluation.verdict import judge, judge_rule
 from mmaselect.selection.spectrum import gaussian_high_pass, high_frequency_ratio
 
 SIT = dict(type='SiT', pretrained='mmaselect://dit-nano_digits', latent='pixels')
@@ -24,7 +27,7 @@ SIT = dict(type='SiT', pretrained='mmaselect://dit-nano_digits', latent='pixels'
 
 def read(path):
     with Path(path).open(newline='', encoding='utf-8') as file:
-        return [{key: value if key in ('component', 'criterion', 'image') else float(value)
+        return [{key: value if key in ('component', 'criterion', 'image', 'noise', 'picks') else float(value)
                  for key, value in row.items()} for row in csv.DictReader(file)]  # fmt: skip
 
 
@@ -159,21 +162,41 @@ def test_bad_requests_get_one_line(digits, work_dir, call_tool):
 
 
 def test_criteria_are_compared_with_the_oracle(digits, tmp_path):
+    latents = tmp_path / 'latents.safetensors'
     done = run_tool(
-        'analysis_tools/compare_criteria.py', DEMO, '--work-dir', tmp_path, '--blocks', 1, 2, '--shared',
+        'analysis_tools/compare_criteria.py', DEMO, '--work-dir', tmp_path, '--blocks', 1, 2, '--latents', latents,
         *options(digits),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     rows = read(tmp_path / 'criteria.csv')
-    assert len(rows) == 2 * 9
+    assert len(rows) == 2 * (15 + 3)
+    probes = {
+        entry['request']['noise']: entry['result'] for entry in json.loads((tmp_path / 'probes.json').read_text())
+    }
     for row in rows:
-        assert row['accuracy (%)'] <= row['oracle (%)']
-        if row['selected'] == row['oracle timestep']:
-            assert row['accuracy (%)'] == row['oracle (%)']
+        accuracy = np.array([values for *_, values in probes[row['noise']]['accuracy']])
+        picks = [probes[row['noise']]['timesteps'].index(float(pick)) for pick in str(row['picks']).split()]
+        losses = accuracy.max(1) - accuracy[[0, 1], picks]
+        assert (row['gap'], row['largest']) == pytest.approx((losses.mean(), losses.max()), abs=1e-9)
     cost = {row['criterion']: row['block evaluations'] for row in rows}
     assert cost['centred noise-consistent HFR (sigma 0.25)'] == 2 * cost['HFR (sigma 0.25)'] == 2 * 40 * 3 * 3
-    assert cost['no criterion: always 0'] == 0
+    assert cost['instance information (2 views)'] == 2 * 40 * 3 * 3
+    assert cost['always 0'] == 0
     assert '| Fisher Score (labels) |' in done.stdout
+    # Each of 150 training and 60 test images once, and one further view of 40.
+    with safe_open(latents, 'pt') as file:
+        assert len(file.keys()) == 150 + 60 + 40
+
+
+def test_a_verdict_is_computed_by_hand():
+    accuracy = {Tap(1, 'query'): [50.0, 60.0, 55.0], Tap(2, 'query'): [70.0, 60.0, 65.0]}
+    scores = {Tap(1, 'query'): [1.0, 2.0, 3.0], Tap(2, 'query'): [2.0, 1.0, 1.5]}
+    found = judge(scores, accuracy, [0, 100, 200])
+    assert (found.gap, found.largest, found.joint, found.picks) == (2.5, 5.0, 15.0, [200, 0])
+    assert found.correlation == pytest.approx((0.5 + 1.0) / 2)
+    rule = judge_rule(120, accuracy, [0, 100, 200])
+    assert (rule.gap, rule.largest, rule.picks) == (5.0, 10.0, [100, 100])
+    assert np.isnan(rule.joint)
 
 
 def test_traversal_search_counts_what_it_costs(digits, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmaselect.files import atomic_path
-from mmaselect.selection.report import COLOURS, MARKERS, Selection, name_taps, plot
+from mmaselect.selection.report import MARKERS, Selection, name_taps, plot
 from mmaselect.selection.spectrum import gaussian_high_pass
 
 #: Perceptually uniform, and the same to colour-blind eyes (Nunez et al., 2018).
@@ -239,30 +239,4 @@ def draw_decomposition(
         }
         for row, name in enumerate(names)
     ]  # fmt: skip
-    save(figure, path, rows)
-
-
-def draw_correlations(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """Bars of the correlation of each criterion with probe accuracy, block by block.
-
-    Args:
-        rows: With ``criterion``, ``block`` and ``correlation``; a criterion without one (nan) goes into the CSV alone.
-        path: A PNG file.
-    """
-    criteria = list(dict.fromkeys(row['criterion'] for row in rows if not np.isnan(row['correlation'])))
-    blocks = sorted({row['block'] for row in rows})
-    figure = new_figure(9, 1.2 + 0.5 * len(criteria))
-    axes = figure.add_subplot()
-    height = 0.8 / len(blocks)
-    for number, block in enumerate(blocks):
-        values = [next(row['correlation'] for row in rows if (row['criterion'], row['block']) == (name, block))
-                  for name in criteria]  # fmt: skip
-        places = [position + (number - (len(blocks) - 1) / 2) * height for position in range(len(criteria))]
-        axes.barh(places, values, height, color=COLOURS[number % len(COLOURS)], label=f'block {block}')
-    axes.set_yticks(range(len(criteria)), criteria)
-    axes.invert_yaxis()
-    axes.axvline(0, color='0.4', lw=1)
-    axes.set(xlabel='correlation with the accuracy of a linear probe over timesteps', xlim=(-1, 1))
-    axes.set_title('Criteria against linear probes', fontsize=10)
-    figure.legend(loc='outside right upper', fontsize=8)
     save(figure, path, rows)

@@ -17,6 +17,18 @@ from mmaselect.selection.search import Choice, Sweep
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 
+#: Beginnings of labels, the most trustworthy first, with the reason (docs/selection.md, "The verdict").
+TRUST = (
+    ('Fisher Score', 'The Fisher Score reads labels.'),
+    ('instance information', 'Instance information asks what tells images apart under the noise that the head sees.'),
+    ('view consistency', 'View consistency sees the strongest directions alone.'),
+    ('centred noise-consistent HFR', 'Noise-consistent HFR counts detail, of use or not.'),
+    ('noise-consistent HFR', 'Uncentred, it counts what all images share.'),
+    ('HFR', 'Plain HFR rises with injected noise where the network lets it through.'),
+    ('LiDAR', 'LiDAR counts how even directions are.'),
+    ('RankMe', 'RankMe counts noise, which has full rank.'),
+)
+
 
 @dataclass
 class Selection:
@@ -86,24 +98,33 @@ class Selection:
 
     @property
     def disagreement(self) -> str | None:
-        """One sentence if criteria choose timesteps that are more than one step apart, or other taps, else None."""
-        steps = self.sweep.timesteps
-        places = [steps.index(choice) for choice in self.choices.values()]
-        others = [choice.taps != self.taps for choice in self.sweep.choices.values()]
-        if max(places) - min(places) <= 1 and not any(others):
+        """One sentence if a criterion chooses what the deciding one rules out, and which to trust; else None.
+
+        Ruled out is what less than 2.5 % of the resamples choose; without a bootstrap, what lies more than one step
+        away, or at other taps.
+        """
+        steps, used = self.sweep.timesteps, self.choice
+
+        def differs(choice: Choice) -> bool:
+            if choice.taps != used.taps:
+                return True
+            if used.agreement is not None:
+                return used.resamples.get(choice.timesteps[0], 0) < 0.025
+            return abs(steps.index(choice.timesteps[0]) - steps.index(self.timestep)) > 1
+
+        others = any(choice.taps != used.taps for choice in self.sweep.choices.values())
+        if not any(map(differs, self.sweep.choices.values())):
             return None
         by_choice: dict[str, list[str]] = {}
         for label, choice in sorted(self.sweep.choices.items(), key=lambda item: item[1].timesteps[0]):
-            where = f'{choice.timesteps[0]:g}'
-            if any(others):
-                where += f' ({name_taps(choice.taps)})'
+            where = f'{choice.timesteps[0]:g}' + (f' ({name_taps(choice.taps)})' if others else '')
             by_choice.setdefault(where, []).append(label)
         parts = [f'{" and ".join(labels)} -> {where}' for where, labels in by_choice.items()]
-        return (
-            f'The criteria DISAGREE: {"; ".join(parts)}. Used: {self.timestep:g}, by {self.criterion}. '
-            'Plain HFR rises with injected noise where the network lets it through; '
-            'check with a probe before you trust one of them.'
-        )
+        said = f'The criteria DISAGREE: {"; ".join(parts)}. Used: {self.timestep:g}, by {self.criterion}.'
+        ranked = [entry for entry in TRUST if any(label.startswith(entry[0]) for label in self.sweep.choices)]
+        if ranked:
+            said += f' Trust {ranked[0][0]} most. {" ".join(why for _, why in ranked)}'
+        return said
 
     def to_dict(self, **extra: Any) -> dict[str, Any]:
         """Content of ``selection.json``.
@@ -139,6 +160,7 @@ class Selection:
             'encoder_runs': sweep.encoder_runs,
             'seconds': sweep.seconds,
             'strategy': sweep.strategy,
+            'noise': sweep.noise,
             **extra,
         }
 
@@ -158,7 +180,7 @@ class Selection:
             {label: {_tap(name): values for name, values in by_tap.items()} for label, by_tap in content[key].items()}
             for key in ('scores_per_tap', 'intervals_per_tap')
         )
-        fields = ('timesteps', 'num_images', 'block_evaluations', 'encoder_runs', 'seconds', 'strategy')
+        fields = ('timesteps', 'num_images', 'block_evaluations', 'encoder_runs', 'seconds', 'strategy', 'noise')
         plain = {name: content[name] for name in fields}
         sweep = Sweep(scores=scores, choices=choices, intervals=intervals, **plain)
         return cls(sweep, content['criterion_label'], content['criterion'])
@@ -183,7 +205,9 @@ class Selection:
         from rich.table import Table
 
         sweep = self.sweep
-        table = Table(title=f'timestep selection on {sweep.num_images} images', title_justify='left')
+        table = Table(
+            title=f'timestep selection on {sweep.num_images} images, {sweep.noise} noise', title_justify='left'
+        )
         table.add_column('timestep', justify='right')
         for label in sweep.scores:
             table.add_column(label + (' (decides)' if label == self.criterion else ''), justify='right')
@@ -279,9 +303,9 @@ def plot(selection: Selection, path: str | Path, accuracy: Sequence[float] | Non
         sure = '' if agreement is None else f' ({100 * agreement:.0f} % of resamples)'
         shown = None if number else f'selected: {chosen}{sure}'
         axes.axvline(timestep, color='0.6', ls='--', lw=1, label=shown)
-    axes.set(xlabel='timestep (0 clean, 1000 pure noise)', ylabel='score (share of energy)')
+    axes.set(xlabel='timestep (0 clean, 1000 pure noise)', ylabel='score')
     axes.set_title(
-        f'Timestep selection, {sweep.num_images} images, {name_taps(selection.taps)}\n'
+        f'Timestep selection, {sweep.num_images} images, {sweep.noise} noise, {name_taps(selection.taps)}\n'
         '(large marker: choice; band: 95 % bootstrap interval)',
         fontsize=10,
     )

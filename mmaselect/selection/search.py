@@ -92,6 +92,7 @@ class Sweep:
         encoder_runs: Images that went through the latent encoder, over all ranks.
         seconds: Wall time of this rank.
         strategy: How it was searched, in words.
+        noise: Policy of the noise, see :class:`Search`.
     """
 
     timesteps: list[float]
@@ -103,6 +104,7 @@ class Sweep:
     encoder_runs: int = 0
     seconds: float = 0.0
     strategy: str = 'sweep'
+    noise: str = 'fixed'
 
     def curve(self, label: str, taps: Sequence[Tap] | None = None) -> list[float]:
         """Score of a criterion over timesteps, averaged over taps, by default those it chooses."""
@@ -485,7 +487,7 @@ class Search:
         if not images:
             raise InputError('selection has no images: the data set is empty')
         evaluated = sorted(self.evaluated)
-        result = Sweep([self.timesteps[position] for position in evaluated], {}, {})
+        result = Sweep([self.timesteps[position] for position in evaluated], {}, {}, noise=self.noise)
         result.num_images, result.block_evaluations, result.encoder_runs = images, block_evaluations, encoder_runs
         for which, criterion in enumerate(self.criteria):
             resampled = None
