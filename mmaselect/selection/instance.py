@@ -50,7 +50,9 @@ class ViewCriterion(Criterion):
         self, num_views: int = 2, views: dict[str, Any] | None = None, pool: int = 1, max_channels: int = 256
     ) -> None:
         self.num_views = check_count(num_views, 'num_views', 2)
-        self.views = Views(**check_fields(views or {}, 'views', Views.__dataclass_fields__, 'dict(crop=0.4)'))
+        self.views = Views(
+            **check_fields({} if views is None else views, 'views', Views.__dataclass_fields__, 'dict(crop=0.4)')
+        )
         self.pool = check_count(pool, 'pool')
         self.max_channels = check_count(max_channels, 'max_channels')
         pooled = '' if pool == 1 else f', {pool}x{pool} cells'
@@ -72,12 +74,11 @@ class ViewCriterion(Criterion):
         """
         maps = torch.stack(features.views, 1).float()
         rows = F.adaptive_avg_pool2d(maps.flatten(0, 1), self.pool).unflatten(0, maps.shape[:2])
-        rows = rows.flatten(3).transpose(2, 3)
-        channels = rows.shape[-1]
-        if channels > self.max_channels:
-            drawn = torch.randn(channels, self.max_channels, generator=seeded_generator(0, channels))
-            rows = rows @ (drawn / self.max_channels**0.5).to(rows)
-        return rows.cpu()
+        return _project(rows.flatten(3).transpose(2, 3), self.max_channels).cpu()
+
+    def fit(self, rows: Tensor) -> Tensor:
+        """What :meth:`score` is to be given of the rows of all images, and of parts of them."""
+        return rows
 
     def score(self, rows: Tensor) -> float:
         """Scores all images.
@@ -95,14 +96,24 @@ class ViewCriterion(Criterion):
             raise InputError(f'{self.label} needs at least 2 images; there is {len(rows)}')
         # What all images share, position embedding above all, tells none from the other.
         rows = rows[:, : self.num_views].double()
-        rows = rows - rows.mean((0, 1))
-        if rows.square().sum() <= 1e-12 * len(rows):
+        centred = rows - rows.mean((0, 1))
+        # What is left is the rounding error of float32 then.
+        if centred.square().sum() <= 1e-12 * rows.square().sum():
             return 0.0
-        return self._score(rows)
+        return self._score(centred)
 
     @abstractmethod
     def _score(self, rows: Tensor) -> float:
         """Scores centred features, (images, views, cells, channels), float64."""
+
+
+def _project(rows: Tensor, most: int) -> Tensor:
+    """At most so many channels, (..., channels): more are projected at random, always alike."""
+    channels = rows.shape[-1]
+    if channels <= most:
+        return rows
+    drawn = torch.randn(channels, most, generator=seeded_generator(0, channels))
+    return rows @ (drawn / most**0.5).to(rows)
 
 
 def scatters(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,6 +161,14 @@ class InstanceInformation(ViewCriterion):
     ) -> None:
         super().__init__(num_views, views, pool, max_channels)
         self.shrinkage = check_number(shrinkage, 'shrinkage', 0, 1, open_low=True)
+
+    def fit(self, rows: Tensor) -> Tensor:
+        """Projects the rows of all images to no more channels than there are images.
+
+        With half as many images as channels, every image has a direction of its own, and so has every view: the score
+        would be 0, and its standard error as well.
+        """
+        return _project(rows, len(rows))
 
     def _score(self, rows: Tensor) -> float:
         # The same views under wrong names tell what a score of so few images is worth if there is nothing to tell.

@@ -424,8 +424,9 @@ class Search:
         """Runs images and their views, (B, views, C, H, W), at some of the timesteps."""
         shape = tuple(latent.shape[2:])
         image, *others = latent.unbind(1)
-        # Fresh noises of views must not be those of the image; a fixed one is the same for all.
-        view_draws = [0 if self.noise == 'fixed' else self.draws + n for n in range(len(others))]
+        # Fresh noises of views must not be those of the image, nor depend on the criteria beside; a fixed one is the
+        # same for all.
+        view_draws = [0 if self.noise == 'fixed' else max(2, self.draws) + n for n in range(len(others))]
         drawn = [self._draw(shape, batch.indices, draw).to(latent.device) for draw in [*range(self.draws), *view_draws]]
         inputs = list(zip([image] * self.draws + others, drawn, strict=True))
         names, groups = torch.tensor(batch.groups).unique(return_inverse=True)
@@ -520,7 +521,7 @@ class Search:
                 # A rank may have had no images.
                 kept = self._rows.get((criterion.kept, position, number), [(torch.empty(0), torch.empty(0).long())])
                 rows, groups = self.ranks.gather(*(torch.cat(parts) for parts in zip(*kept, strict=True)))
-                whole, influence = jackknife(criterion.score, rows, groups)
+                whole, influence = jackknife(criterion.score, criterion.fit(rows), groups)
                 scores.append(whole)
                 influences.append(influence)
         shape = (len(evaluated), len(self.taps))
@@ -629,9 +630,12 @@ def sweep(
     criteria: Sequence[Criterion],
     seed: int = 0,
     on_pass: Callable[[], object] | None = None,
+    noise: str = 'fixed',
+    noise_seed: int = 0,
 ) -> Sweep:
     """Scores every timestep on all images, in one process; arguments as of :class:`Search`."""
-    return run(Search(model, timesteps, criteria, seed=seed, on_pass=on_pass), [batches])
+    search = Search(model, timesteps, criteria, seed=seed, on_pass=on_pass, noise=noise, noise_seed=noise_seed)
+    return run(search, [batches])
 
 
 def _halve(batch: Batch, latent: Tensor | None, groups: Sequence[int]) -> list[tuple[Batch, Tensor | None]]:

@@ -79,7 +79,7 @@ class Views:
         if self.colour:
             out = self._coloured(out, *rest[:3])
         if self.blur:
-            out = _blurred(out, self.blur * rest[3])
+            out = _blurred(out, self.blur * rest[3], self.blur)
         return out.clamp(-1, 1)
 
     def _matrices(self, area: Tensor, x: Tensor, y: Tensor, mirror: Tensor, turn: Tensor, aspect: float) -> Tensor:
@@ -103,9 +103,10 @@ class Views:
         return grey + (out - grey) * saturation
 
 
-def _blurred(images: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur with a standard deviation per image, (B,), in pixels."""
-    radius = max(1, int(3 * float(sigma.max()) + 0.5))
+def _blurred(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
+    """Gaussian blur with a standard deviation per image, (B,), in pixels, of at most ``largest``."""
+    # Not that of the batch: what else is in it must not change an image.
+    radius = max(1, int(3 * largest + 0.5))
     offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
     kernel = torch.exp(-(offsets**2) / (2 * sigma.clamp_min(1e-3)[:, None] ** 2))
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(images.shape[1], 0)
