@@ -106,8 +106,8 @@ class Selection:
         steps, used = self.sweep.timesteps, self.choice
 
         def differs(choice: Choice) -> bool:
-            if choice.taps != used.taps:
-                return True
+            if choice.taps != used.taps or choice.timesteps[0] == used.timesteps[0]:
+                return choice.taps != used.taps
             if used.agreement is not None:
                 return used.resamples.get(choice.timesteps[0], 0) < 0.025
             return abs(steps.index(choice.timesteps[0]) - steps.index(self.timestep)) > 1

@@ -288,6 +288,8 @@ class Search:
         }
         # By what is kept (criteria that pool alike share it), timestep and tap: the groups and rows of each batch.
         self._rows: dict[tuple[tuple, int, int], list[tuple[Tensor, Tensor]]] = {}
+        # By criterion, timestep, tap and number of images: they are scored once, however often the search looks.
+        self._judged: dict[tuple[int, int, int, int], tuple[float, Tensor | None]] = {}
         self._free: dict[tuple[int, int, int], Sums] = {}
         self._shared = torch.zeros(len(self.taps), len(self.timesteps) + 1, len(self.timesteps), dtype=torch.float64)
         self._counts = torch.zeros(3, dtype=torch.float64)  # images, block evaluations, encoder runs
@@ -501,7 +503,7 @@ class Search:
                 if resampled is not None:
                     scores, resampled = drop_doubtful(scores, resampled)
             elif isinstance(criterion, ViewCriterion):
-                scores, resampled = self._score_rows(criterion, evaluated)
+                scores, resampled = self._score_rows(which, criterion, evaluated, images)
             else:
                 assert isinstance(criterion, SummedCriterion)
                 scores = self._score_free(which, criterion, evaluated)
@@ -513,15 +515,20 @@ class Search:
         result.seconds = self._seconds + time.perf_counter() - started
         return result
 
-    def _score_rows(self, criterion: ViewCriterion, evaluated: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    def _score_rows(
+        self, which: int, criterion: ViewCriterion, evaluated: Sequence[int], images: int
+    ) -> tuple[Tensor, Tensor | None]:
         """Scores and resampled scores of a criterion that reads all images at once, a timestep and tap at a time."""
         scores, influences = [], []
         for position in evaluated:
             for number in range(len(self.taps)):
-                # A rank may have had no images.
-                kept = self._rows.get((criterion.kept, position, number), [(torch.empty(0), torch.empty(0).long())])
-                rows, groups = self.ranks.gather(*(torch.cat(parts) for parts in zip(*kept, strict=True)))
-                whole, influence = jackknife(criterion.score, criterion.fit(rows), groups)
+                key = (which, position, number, images)
+                if key not in self._judged:
+                    # A rank may have had no images.
+                    kept = self._rows.get((criterion.kept, position, number), [(torch.empty(0), torch.empty(0).long())])
+                    rows, groups = self.ranks.gather(*(torch.cat(parts) for parts in zip(*kept, strict=True)))
+                    self._judged[key] = jackknife(criterion.score, criterion.fit(rows), groups)
+                whole, influence = self._judged[key]
                 scores.append(whole)
                 influences.append(influence)
         shape = (len(evaluated), len(self.taps))

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
+from mmengine import dist
 
 from mmaselect.diffusion.family import Tap, make_taps
 from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.noise import seeded_noise
 from mmaselect.errors import InputError
+from mmaselect.hooks.ranks import RunnerRanks
 from mmaselect.selection.criteria import FisherScore, HighFrequencyRatio, NoiseConsistentHFR
-from mmaselect.selection.criterion import add_sums
 from mmaselect.selection.features import Features
+from mmaselect.selection.instance import InstanceInformation, LiDAR, RankMe, ViewConsistency
 from mmaselect.selection.report import Selection, read_selection
 from mmaselect.selection.search import Batch, Choice, OneProcess, Search, Sweep, make_timesteps, run, sweep
 from mmaselect.selection.spectrum import high_frequency_ratio
+from mmaselect.selection.views import Views
 
 ARCH = dict(num_layers=3, num_attention_heads=2, attention_head_dim=8, sample_size=8, in_channels=3)
 TIMESTEPS = [0.0, 200.0, 400.0]
@@ -35,14 +39,24 @@ def batches(size, labels=True):
         yield Batch(IMAGES[part], list(range(6))[part], LABELS[part] if labels else None)
 
 
-def test_scores_equal_those_computed_by_hand():
+def by_hand(noise, seed, noise_seed, draw, indices):
+    """The noises of images."""
+    if noise == 'fresh':
+        return torch.stack([seeded_noise((3, 8, 8), seed, index, draw) for index in indices])
+    one = seeded_noise((3, 8, 8), noise_seed) if draw == 0 else seeded_noise((3, 8, 8), noise_seed, draw)
+    return one.expand(len(indices), -1, -1, -1)
+
+
+@pytest.mark.parametrize('noise', ['fixed', 'fresh'])
+def test_scores_equal_those_computed_by_hand(noise):
     model = make_model()
     criteria = [HighFrequencyRatio(0.3), NoiseConsistentHFR(0.25, centred=True)]
-    result = sweep(model, batches(4), TIMESTEPS, criteria, seed=7)
-    noises = [torch.stack([seeded_noise((3, 8, 8), 7, index, draw) for index in range(6)]) for draw in (0, 1)]
+    result = sweep(model, batches(4), TIMESTEPS, criteria, seed=7, noise=noise, noise_seed=3)
+    assert result.noise == noise
+    noises = [by_hand(noise, 7, 3, draw, range(6)) for draw in (0, 1)]
     for tap in model.family.taps:
         for position, timestep in enumerate(TIMESTEPS):
-            a, b = (model(IMAGES, noise, timestep)[tap] for noise in noises)
+            a, b = (model(IMAGES, one, timestep)[tap] for one in noises)
             expected = high_frequency_ratio(a, 0.3).mean().item()
             assert result.scores[criteria[0].label][tap][position] == pytest.approx(expected, rel=1e-5)
             # Six images are a group of four and one of two, each centred by itself.
@@ -52,15 +66,28 @@ def test_scores_equal_those_computed_by_hand():
             assert result.scores[criteria[1].label][tap][position] == pytest.approx(expected, rel=1e-3)
 
 
-def test_neither_batches_nor_ranks_change_the_scores():
+def test_the_fixed_noise_is_the_default_and_has_a_seed_of_its_own():
+    model, criteria = make_model(), [HighFrequencyRatio()]
+
+    def scores(**more):
+        return sweep(model, batches(6), TIMESTEPS, criteria, **more).scores
+
+    assert scores() == scores(noise='fixed', noise_seed=0) == scores(seed=5)
+    assert scores(noise_seed=1) != scores()
+    assert scores(noise='fresh', noise_seed=1) == scores(noise='fresh')
+    assert scores(noise='fresh', seed=1) != scores(noise='fresh') != scores()
+    with pytest.raises(InputError, match=r"noise='own' is not known; choose from: fixed, fresh"):
+        scores(noise='own')
+
+
+def test_neither_batches_nor_ranks_change_the_scores(monkeypatch):
     model = make_model()
     criteria = [HighFrequencyRatio(), NoiseConsistentHFR(), FisherScore()]
     whole = sweep(model, batches(6), TIMESTEPS, criteria)
     parts = sweep(model, batches(4), TIMESTEPS, criteria)
-    ranks = Together([Search(model, TIMESTEPS, criteria) for _ in range(2)])
-    ranks.members[0].add([next(batches(4))], range(3))
-    ranks.members[1].add([replace(list(batches(4))[1], groups=[1, 1])], range(3))
-    for other in (parts, ranks.finish()):
+    first, second = batches(4)
+    ranks = together(monkeypatch, model, TIMESTEPS, criteria, [[first], [replace(second, groups=[1, 1])]])
+    for other in (parts, *ranks):
         assert (other.num_images, other.block_evaluations) == (whole.num_images, whole.block_evaluations)
         assert other.choices[criteria[1].label].agreement == whole.choices[criteria[1].label].agreement
         for label in whole.scores:
@@ -71,25 +98,49 @@ def test_neither_batches_nor_ranks_change_the_scores():
 
 
 class Together:
-    """Two ranks in one process: what is added is the sum of both."""
+    """Ranks that are threads: each waits for what the others bring to a call."""
 
-    def __init__(self, members):
-        self.members = members
+    def __init__(self, number):
+        self.number, self.barrier, self.here = number, threading.Barrier(number, timeout=60), threading.local()
+        self.brought = [None] * number
 
-    def finish(self):
-        self.members[0].ranks = self
-        return self.members[0].finish()
+    def all_gather_object(self, value):
+        self.brought[self.here.rank] = value
+        self.barrier.wait()
+        values = list(self.brought)
+        self.barrier.wait()
+        return values
 
-    def check(self, error):
-        assert error is None
+    def all_reduce(self, value, op):
+        assert op == 'sum'
+        value.copy_(sum(self.all_gather_object(value.clone())))
 
-    def add(self, sums):
-        other = self.members[1]
-        theirs = {'counts': other._counts, **{f'binned/{key}': value for key, value in other._binned.items()}}
-        if 'counts' not in sums:
-            key = next(key for key, value in self.members[0]._free.items() if value is sums)
-            theirs = other._free[key]
-        return add_sums(sums, theirs)
+
+def together(monkeypatch, model, timesteps, criteria, shares, **more):
+    """What a search says on each of several ranks, each with its share of the batches."""
+    ranks = Together(len(shares))
+    monkeypatch.setattr(dist, 'get_world_size', lambda: ranks.number)
+    monkeypatch.setattr(dist, 'all_gather_object', ranks.all_gather_object)
+    monkeypatch.setattr(dist, 'all_reduce', ranks.all_reduce)
+    results = [None] * ranks.number
+
+    def work(rank):
+        ranks.here.rank = rank
+        try:
+            results[rank] = run(Search(model, timesteps, criteria, ranks=RunnerRanks(), **more), [shares[rank]])
+        except BaseException as error:
+            results[rank] = error
+            ranks.barrier.abort()
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(ranks.number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, threading.BrokenBarrierError):
+            raise result
+    return results
 
 
 def test_every_image_is_encoded_once_and_every_block_counted(monkeypatch):
@@ -157,14 +208,15 @@ def test_timesteps():
             make_timesteps(value)
 
 
-def made_up(**curves):
+def made_up(resamples=None, **curves):
     timesteps = [0.0, 100.0, 200.0, 300.0]
     tap = Tap(2, 'query')
     scores = {label: {tap: curve} for label, curve in curves.items()}
-    choices = {
-        label: Choice([timesteps[curve.index(max(curve))]], [tap], 0.75, {0.0: 0.25, 200.0: 0.75})
-        for label, curve in curves.items()
-    }
+    choices = {}
+    for label, curve in curves.items():
+        best = timesteps[curve.index(max(curve))]
+        drawn = {0.0: 0.25, 200.0: 0.75} if resamples is None else resamples
+        choices[label] = Choice([best], [tap], drawn.get(best, 0.0) if drawn else None, drawn)
     intervals = {label: {tap: [[value - 0.05, value + 0.05] for value in curve]} for label, curve in curves.items()}
     return Sweep(timesteps, scores, choices, intervals, 10, 120, 10, 1.5, 'sweep')
 
@@ -254,13 +306,32 @@ def test_several_timesteps_are_chosen_for_what_they_add():
 
 
 def test_the_report_says_when_criteria_disagree():
-    agree = Selection(made_up(plain=[0.1, 0.5, 0.4, 0.2], other=[0.1, 0.4, 0.5, 0.2]), 'plain', {})
-    assert agree.disagreement is None
-    assert 'DISAGREE' not in agree.table()
+    """A choice that the resamples of the deciding criterion rule out, however near or far it is."""
+    near, far = dict(one=[0.1, 0.5, 0.4, 0.2], two=[0.1, 0.4, 0.5, 0.2]), dict(one=[0.1, 0.5, 0, 0], two=[0, 0, 0, 0.5])
+    unsure, sure = {100.0: 0.6, 200.0: 0.37, 300.0: 0.03}, {100.0: 0.97, 200.0: 0.015, 300.0: 0.015}
+    for curves in (near, far):
+        assert Selection(made_up(unsure, **curves), 'one', {}).disagreement is None
+        assert 'The criteria DISAGREE' in Selection(made_up(sure, **curves), 'one', {}).disagreement
+    # Without a bootstrap, what is more than one step away.
+    assert Selection(made_up({}, **near), 'one', {}).disagreement is None
+    assert 'The criteria DISAGREE' in Selection(made_up({}, **far), 'one', {}).disagreement
+    # What all choose is no disagreement, however few resamples choose it.
+    assert Selection(made_up({0.0: 1.0}, one=near['one'], two=near['one']), 'one', {}).disagreement is None
     apart = Selection(made_up(plain=[0.1, 0.2, 0.3, 0.9], other=[0.5, 0.4, 0.3, 0.2]), 'other', {})
-    assert 'The criteria DISAGREE: other -> 0; plain -> 300. Used: 0, by other.' in apart.disagreement
+    assert apart.disagreement == 'The criteria DISAGREE: other -> 0; plain -> 300. Used: 0, by other.'
     assert apart.disagreement in apart.table()
+    assert 'DISAGREE' not in Selection(made_up(unsure, **near), 'one', {}).table()
     assert apart.choices == {'plain': 300, 'other': 0}
+
+
+def test_the_report_says_which_criterion_to_trust():
+    labels = [HighFrequencyRatio().label, InstanceInformation().label]
+    curves = dict(zip(labels, ([0.1, 0.2, 0.3, 0.9], [0.5, 0.4, 0.3, 0.2]), strict=True))
+    for used in labels:
+        said = Selection(made_up({}, **curves), used, {}).disagreement
+        assert f'by {used}. Trust instance information most. Instance information asks what tells images apart' in said
+        assert said.endswith('Plain HFR rises with injected noise where the network lets it through.')
+        assert 'noise-consistent' not in said.lower()
 
 
 def test_the_report_can_be_read_back(tmp_path):
@@ -297,7 +368,9 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-MANY = torch.rand(22, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+#: Each of a colour of its own, which a crop does not take away, with noise.
+COLOURS = torch.rand(22, 3, 1, 1, generator=torch.Generator().manual_seed(3)) * 1.2 - 0.6
+MANY = COLOURS + 0.2 * torch.randn(22, 3, 8, 8, generator=torch.Generator().manual_seed(1)).clamp(-2, 2)
 
 
 def all_at_once():
@@ -320,17 +393,20 @@ def run_out_of_memory(monkeypatch, model, most, error):
     return sizes
 
 
-@pytest.mark.parametrize('strategy', ['sweep', 'coarse-to-fine'])
 @pytest.mark.parametrize(
-    'error',
+    'strategy,error',
     [
-        torch.OutOfMemoryError('CUDA out of memory.'),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        ('sweep', torch.OutOfMemoryError('CUDA out of memory.')),
+        ('coarse-to-fine', torch.OutOfMemoryError('CUDA out of memory.')),
+        (
+            'sweep',
+            RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+        ),
     ],
 )
 def test_a_batch_that_does_not_fit_memory_is_halved(strategy, error, monkeypatch, caplog):
     timesteps = make_timesteps(dict(start=0, stop=1000, num=41 if strategy != 'sweep' else 3))
-    criteria = [NoiseConsistentHFR(), FisherScore()]
+    criteria = [NoiseConsistentHFR(), FisherScore(), InstanceInformation()]
 
     def search(model):
         finder = Search(model, timesteps, criteria, [(tap,) for tap in model.family.taps], keep=strategy != 'sweep')
@@ -352,6 +428,7 @@ def test_a_batch_that_does_not_fit_memory_is_halved(strategy, error, monkeypatch
         whole.num_images, whole.block_evaluations, whole.encoder_runs
     )  # fmt: skip
     assert halved.timesteps == whole.timesteps
+    assert max(whole.curve(criteria[2].label)) > 2
     for label in whole.scores:
         for tap in whole.scores[label]:
             assert halved.scores[label][tap] == pytest.approx(whole.scores[label][tap], rel=1e-4, abs=1e-6)
@@ -373,3 +450,255 @@ def test_other_errors_of_the_model_are_not_swallowed(monkeypatch):
     run_out_of_memory(monkeypatch, model, 8, RuntimeError('shapes do not match'))
     with pytest.raises(RuntimeError, match='shapes do not match'):
         run(Search(model, TIMESTEPS, [HighFrequencyRatio()]), [all_at_once()])
+
+
+# --- criteria on views -----------------------------------------------------------------------------------------------
+
+COUNT = len(MANY)
+
+
+def shares(sizes):
+    """Images in batches of these sizes, in whole groups of four."""
+    start = 0
+    for size in sizes:
+        part = range(start, min(start + size, COUNT))
+        yield Batch(MANY[part.start : part.stop], list(part), None, [index // 4 for index in part])
+        start += size
+
+
+def in_nats(rows, shrinkage=0.1):
+    """Instance information of (n, q, C), as its definition reads."""
+    n, q, channels = rows.shape
+
+    def information(rows):
+        mean = rows.mean((0, 1))
+        s_w, s_b = (torch.zeros(channels, channels, dtype=torch.float64) for _ in range(2))
+        for image in rows:
+            s_b += torch.outer(image.mean(0) - mean, image.mean(0) - mean) / (n - 1)
+            for view in image:
+                s_w += torch.outer(view - image.mean(0), view - image.mean(0)) / (n * (q - 1))
+        s_b -= s_w / q
+        ridge = 1e-6 * (rows - mean).square().mean() * torch.eye(channels, dtype=torch.float64)
+        ratio = torch.linalg.eigvals(torch.linalg.solve(s_w + shrinkage * s_b + ridge, s_b)).real
+        return 0.5 * torch.log1p(ratio).sum().item()
+
+    strangers = torch.stack([rows[:, number].roll(number, 0) for number in range(q)], 1)
+    return information(rows) - information(strangers)
+
+
+def pooled(model, noise, timestep, num_views, views, seed, noise_seed):
+    """Features of the images and their views, (n, views, C), by tap."""
+    found = {tap: [] for tap in model.family.taps}
+    for number in range(num_views):
+        images = MANY if number == 0 else views(MANY, range(COUNT), seed, number)
+        # Fresh: 0 and 1 are the image's own noises.
+        one = by_hand(noise, seed, noise_seed, 0 if number == 0 or noise == 'fixed' else number + 1, range(COUNT))
+        for tap, value in model(images, one, timestep).items():
+            found[tap].append(value.mean((2, 3)).double())
+    return {tap: torch.stack(parts, 1) for tap, parts in found.items()}
+
+
+@pytest.mark.parametrize('noise', ['fixed', 'fresh'])
+def test_scores_of_views_equal_those_computed_by_hand(noise):
+    model, timesteps = make_model(), [0.0, 100.0]
+    fields = dict(crop=0.5, mirror=True, colour=0.1)
+    criteria = [
+        HighFrequencyRatio(), InstanceInformation(3, fields), NoiseConsistentHFR(), ViewConsistency(2, fields),
+        InstanceInformation(2, fields, shrinkage=0.5),
+    ]  # fmt: skip
+    criteria[-1].label = 'two views'
+    more = dict(seed=7, noise=noise, noise_seed=3)
+    result = sweep(model, shares([8] * 3), timesteps, criteria, **more)
+    alone = sweep(model, shares([8] * 3), timesteps, criteria[::2][:2], **more)
+    for position, timestep in enumerate(timesteps):
+        rows = pooled(model, noise, timestep, 3, Views(**fields), 7, 3)
+        for tap in model.family.taps:
+            expected = in_nats(rows[tap])
+            assert expected > 2
+            assert result.scores[criteria[1].label][tap][position] == pytest.approx(expected, rel=1e-3)
+            # A criterion of fewer views reads the first of them.
+            expected = in_nats(rows[tap][:, :2], 0.5)
+            assert result.scores['two views'][tap][position] == pytest.approx(expected, rel=1e-3)
+            unit = torch.nn.functional.normalize(rows[tap][:, :2] - rows[tap][:, :2].mean((0, 1)), dim=-1)
+            same = (unit[:, 0] * unit[:, 1]).sum(-1).mean()
+            cosines = torch.einsum('iac,jbc->iajb', unit, unit)
+            other = torch.cat([cosines[i, :, j].flatten() for i in range(COUNT) for j in range(COUNT) if i != j]).mean()
+            found = result.scores[criteria[3].label][tap][position]
+            assert found == pytest.approx((same - other).item(), rel=1e-4)
+            assert found > 0.3
+            # Views leave the others alone.
+            for label in alone.scores:
+                assert alone.scores[label][tap] == result.scores[label][tap]
+
+
+@pytest.mark.parametrize('noise', ['fixed', 'fresh'])
+def test_what_is_computed_beside_changes_no_score(noise):
+    model, criterion = make_model([1]), InstanceInformation(3)
+    alone = sweep(model, shares([22]), TIMESTEPS, [criterion], noise=noise)
+    for more in ([NoiseConsistentHFR()], [RankMe(4)], [HighFrequencyRatio(), LiDAR(2, pool=2)]):
+        beside = sweep(model, shares([22]), TIMESTEPS, [criterion, *more], noise=noise)
+        assert beside.scores[criterion.label] == alone.scores[criterion.label]
+        assert beside.intervals[criterion.label] == alone.intervals[criterion.label]
+        assert beside.choices[criterion.label] == alone.choices[criterion.label]
+    (curve,) = alone.scores[criterion.label].values()
+    assert min(curve) > 0
+
+
+def test_neither_batches_nor_ranks_change_the_scores_of_views(monkeypatch):
+    model = make_model()
+    criteria = [InstanceInformation(), ViewConsistency(pool=2), NoiseConsistentHFR()]
+    for noise in ('fixed', 'fresh'):
+        whole = sweep(model, shares([22]), TIMESTEPS, criteria, noise=noise)
+        others = [sweep(model, shares(sizes), TIMESTEPS, criteria, noise=noise) for sizes in ([4] * 6, [12, 4, 6])]
+        batches = list(shares([4] * 6))
+        for split in ([batches[::2], batches[1::2]], [batches[:1], batches[1:]], [batches, []]):
+            with monkeypatch.context() as patch:
+                ranks = together(patch, model, TIMESTEPS, criteria, split, noise=noise)
+            assert replace(ranks[0], seconds=0) == replace(ranks[1], seconds=0)
+            others.append(ranks[0])
+        for other in others:
+            assert (other.num_images, other.block_evaluations, other.encoder_runs) == (
+                whole.num_images, whole.block_evaluations, whole.encoder_runs
+            )  # fmt: skip
+            for criterion in criteria:
+                label = criterion.label
+                assert other.choices[label] == whole.choices[label]
+                for tap in model.family.taps:
+                    assert other.scores[label][tap] == pytest.approx(whole.scores[label][tap], rel=1e-3, abs=1e-5)
+        assert min(whole.curve(criteria[0].label)) > 0
+
+
+def test_a_rank_that_fails_stops_the_others(monkeypatch):
+    """The images of the second rank hold what the network cannot read."""
+    first, second = list(shares([12, 12]))
+    second.images = second.images * float('nan')
+    with pytest.raises(InputError, match='features are not finite at timestep 0'):
+        together(monkeypatch, make_model(), TIMESTEPS, [InstanceInformation()], [[first], [second]])
+
+
+def test_views_are_encoded_and_counted():
+    model = make_model()
+    encoded, passes = [], []
+    handle = model.encoder.register_forward_hook(lambda _, args, __: encoded.append(len(args[0])))
+    blocks = [
+        block.norm1.norm.register_forward_hook(lambda _, args, __: passes.append(len(args[0])))
+        for block in model.family.transformer.transformer_blocks
+    ]
+    # Two noises of the image, and one of each of two further views.
+    for criteria, views, each in (
+        ([InstanceInformation()], 2, 2),
+        ([InstanceInformation(3), HighFrequencyRatio()], 3, 3),
+        ([InstanceInformation(3), NoiseConsistentHFR()], 3, 4),
+        ([InstanceInformation(2), LiDAR(4), ViewConsistency(3)], 4, 4),
+    ):
+        encoded.clear()
+        passes.clear()
+        told = []
+        search = Search(model, TIMESTEPS, criteria, on_pass=lambda told=told: told.append(1))
+        result = run(search, [shares([8] * 3)])
+        assert search.passes == each
+        assert sum(encoded) == result.encoder_runs == views * COUNT
+        assert sum(passes) == result.block_evaluations == COUNT * len(TIMESTEPS) * each * 2
+        assert len(told) == 3 * len(TIMESTEPS) * each
+    for hook in (handle, *blocks):
+        hook.remove()
+
+
+def test_criteria_that_ask_for_different_views():
+    criteria = [InstanceInformation(views=dict(crop=0.5)), HighFrequencyRatio(), ViewConsistency()]
+    with pytest.raises(
+        InputError, match=r'instance information \(2 views\) and view consistency \(2 views\) ask for different views'
+    ):
+        Search(make_model(), TIMESTEPS, criteria)
+    Search(make_model(), TIMESTEPS, [InstanceInformation(), ViewConsistency(3, dict(crop=0.4))])
+
+
+def test_coarse_to_fine_scores_views_as_a_sweep_does():
+    model, criteria = make_model([0]), [InstanceInformation(), HighFrequencyRatio()]
+    timesteps = make_timesteps(dict(start=0, stop=1000, num=41))
+    encoded = []
+    model.encoder.register_forward_hook(lambda _, args, __: encoded.append(len(args[0])))
+    whole = run(Search(model, timesteps, criteria), [shares([8] * 3)])
+    search = Search(model, timesteps, criteria, keep=True)
+    fast = run(search, [shares([8] * 3)], 'coarse-to-fine')
+    assert sum(encoded) == 2 * 2 * COUNT
+    assert fast.encoder_runs == 2 * COUNT
+    assert fast.block_evaluations == COUNT * len(fast.timesteps) * 2
+    assert len(fast.timesteps) > 3
+    for criterion in criteria:
+        for timestep, score in zip(fast.timesteps, fast.curve(criterion.label), strict=True):
+            expected = whole.curve(criterion.label)[whole.timesteps.index(timestep)]
+            assert score == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert max(whole.curve(criteria[0].label)) > 2
+
+
+def test_images_are_scored_once_however_often_a_search_looks(monkeypatch):
+    model, criterion, scored = make_model([0]), InstanceInformation(), []
+    score = criterion.score
+    monkeypatch.setattr(criterion, 'score', lambda rows: scored.append(len(rows)) or score(rows))
+    search = Search(model, TIMESTEPS, [criterion], keep=True)
+    search.add(shares([12, 12]), [0])
+    first = search.finish()
+    # All images, and six times all but one group.
+    assert sorted(scored) == [18, 18, 18, 18, 18, 20, 22]
+    search.extend([2])
+    second = search.finish()
+    assert len(scored) == 14
+    assert second.curve(criterion.label)[0] == first.curve(criterion.label)[0]
+    # More images are another score.
+    search.add([Batch(MANY[:4], range(22, 26), None, [6] * 4)], [0, 2])
+    assert search.finish().curve(criterion.label) != second.curve(criterion.label)
+    assert scored.count(26) == 2
+
+
+def test_images_until_the_choice_by_views_is_stable():
+    model, criteria = make_model(), [InstanceInformation()]
+    label = criteria[0].label
+
+    def stop(stability):
+        first, second = shares([16, 6])
+        portions = [[first], [second]]
+        return run(Search(model, TIMESTEPS, criteria), portions, stability=stability)
+
+    early, late = stop(1e-6), stop(1.1)
+    assert (early.num_images, late.num_images) == (16, 22)
+    assert early.scores == sweep(model, [next(shares([16]))], TIMESTEPS, criteria).scores
+    assert late.choices[label].agreement == sweep(model, shares([22]), TIMESTEPS, criteria).choices[label].agreement
+    assert 0 < early.choices[label].agreement <= 1
+    low, high = late.intervals[label][model.family.taps[0]][0]
+    assert low < late.scores[label][model.family.taps[0]][0] < high
+
+
+def test_fewer_images_than_channels_are_told_apart():
+    """Of 16 channels, six images and their views would be apart whatever the channels hold."""
+    model, criteria = make_model([1]), [InstanceInformation()]
+    images = [Batch(MANY[:7], range(7), None, [0, 0, 1, 1, 2, 2, 2])]
+    (curve,) = sweep(model, images, [0.0, 1000.0], criteria).scores[criteria[0].label].values()
+    assert curve[0] > 1
+    assert curve[1] == 0
+    with pytest.raises(InputError, match=r'instance information \(2 views\) needs at least 2 images; there is 1'):
+        sweep(model, [Batch(MANY[:1], range(1))], [0.0], criteria)
+    two = sweep(model, [Batch(MANY[:2], range(2))], [0.0], criteria)
+    assert two.choices[criteria[0].label].agreement is None
+    assert two.intervals == {}
+
+
+def test_one_noise_for_all_is_worth_nothing_to_criteria_on_views():
+    """At timestep 1000 all images are the same; batches of unlike sizes round unlike."""
+    criteria = [InstanceInformation(), ViewConsistency(), RankMe(), LiDAR()]
+    for sizes in ([22], [12, 4, 6]):
+        result = sweep(make_model(), shares(sizes), [0.0, 1000.0], criteria)
+        for criterion in criteria:
+            for curve in result.scores[criterion.label].values():
+                assert curve[0] > 0.3
+                assert curve[1] == 0
+
+
+def test_fresh_noises_are_worth_next_to_nothing_to_criteria_on_views():
+    """Six parts of few images are wrong about one draw in twenty; where there is something they are not."""
+    model, criteria = make_model([1]), [InstanceInformation(), ViewConsistency()]
+    results = [sweep(model, shares([22]), [0.0, 1000.0], criteria, seed=seed, noise='fresh') for seed in range(16)]
+    for criterion in criteria:
+        curves = [result.curve(criterion.label) for result in results]
+        assert all(clean > 0.3 for clean, _ in curves)
+        assert sum(noisy == 0 for _, noisy in curves) >= 14
