@@ -24,7 +24,7 @@ def run_tool(name, *args):
         sys.exit(status)
 
 
-def print_table(selection, own, shared, head_accuracy):
+def print_table(selection, fixed, fresh, head_accuracy):
     from rich.table import Table
 
     from mmaselect.selection.report import render
@@ -32,8 +32,8 @@ def print_table(selection, own, shared, head_accuracy):
     sweep = selection.sweep
     hfr = next(label for label in sweep.scores if label.startswith('HFR'))
     table = Table(title='scikit-learn digits, frozen nano DiT, 597 test images', title_justify='left')
-    for name in ('timestep', 'HFR', 'centred\nnoise-consistent HFR', 'probe accuracy,\nown noise',
-                 'probe accuracy,\nshared noise', ''):  # fmt: skip
+    for name in ('timestep', 'HFR', 'instance\ninformation', 'probe accuracy,\nfixed noise',
+                 'probe accuracy,\nfresh noise', ''):  # fmt: skip
         table.add_column(name, justify='left' if not name else 'right')
     for row, timestep in enumerate(sweep.timesteps):
         notes = []
@@ -41,14 +41,14 @@ def print_table(selection, own, shared, head_accuracy):
             notes.append('<- selected')
         if timestep == selection.choices[hfr]:
             notes.append('<- plain HFR')
-        if own[row] == max(own):
+        if fixed[row] == max(fixed):
             notes.append('<- best')
         scores = [f'{sweep.curve(label)[row]:.4f}' for label in (hfr, selection.criterion)]
-        table.add_row(f'{timestep:g}', *scores, f'{own[row]:.1f} %', f'{shared[row]:.1f} %', ' '.join(notes))
+        table.add_row(f'{timestep:g}', *scores, f'{fixed[row]:.1f} %', f'{fresh[row]:.1f} %', ' '.join(notes))
     print(render(table))
     print(f'linear head trained at the selected timestep {selection.timestep:g}: {head_accuracy:.1f} % test accuracy')
     selected, plain = (sweep.timesteps.index(choice) for choice in (selection.timestep, selection.choices[hfr]))
-    for name, accuracies in (('own noise', own), ('shared noise', shared)):
+    for name, accuracies in (('fixed noise', fixed), ('fresh noise', fresh)):
         print(
             f'linear probe, {name}: {accuracies[selected]:.1f} % at the selected timestep {selection.timestep:g}, '
             f'{accuracies[plain]:.1f} % at {sweep.timesteps[plain]:g} that plain HFR would have chosen, '
@@ -80,14 +80,14 @@ def main():
     cfg.work_dir = str(work_dir / 'probes')
     runner = cli.build_runner(cli.finish_config(cfg, argparse.Namespace(cfg_options=None, no_pin_memory=False)))
     selection = Selection.from_dict(read_selection(work_dir / 'selection.json'))
-    own, shared = (
+    fixed, fresh = (
         probe(runner, selection.sweep.timesteps, selection.taps, noise).accuracy[selection.taps[0]]
-        for noise in ('fresh', 'fixed')
+        for noise in ('fixed', 'fresh')
     )
     curve = work_dir / 'demo.png'
-    plot(selection, curve, own)
+    plot(selection, curve, fixed)
     print()
-    print_table(selection, own, shared, json.loads(metrics.read_text())['accuracy/top1'])
+    print_table(selection, fixed, fresh, json.loads(metrics.read_text())['accuracy/top1'])
     print(f'curves: {curve}')
 
 

@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/models/dit-mini.py',
     '../_base_/datasets/cub_bs64_64.py',
     '../_base_/schedules/fgvc_attention_28e.py',
-    '../_base_/selection_noise_consistent.py',
+    '../_base_/selection_recommended.py',
     '../_base_/default_runtime.py',
 ]
 

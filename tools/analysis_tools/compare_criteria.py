@@ -26,8 +26,10 @@ def parse_args():
 
 def list_criteria(hook):
     """All of them; those that read views read those of the config's criterion."""
-    views = {name: value for name, value in hook.config.items() if name in ('num_views', 'views', 'pool')}
-    entries = [dict(type=name, **views) for name in ('InstanceInformation', 'ViewConsistency', 'RankMe', 'LiDAR')]
+    views = {name: value for name, value in hook.config.items() if name in ('num_views', 'views')}
+    pool = hook.config.get('pool', 2)
+    entries = [dict(type='InstanceInformation', pool=one, **views) for one in dict.fromkeys((pool, 1, 2, 4))]
+    entries += [dict(type=name, **views) for name in ('ViewConsistency', 'RankMe', 'LiDAR')]
     entries += [dict(type='NoiseConsistentHFR', centred=centred) for centred in (True, False)]
     entries += [dict(type='HighFrequencyRatio', sigma=sigma, norm=norm) for norm in (2, 1) for sigma in SIGMAS]
     return [*entries, dict(type='FisherScore')]

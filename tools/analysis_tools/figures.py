@@ -4,6 +4,7 @@ figures.py timesteps      scores and probe accuracy over timesteps (Fig. 1)
 figures.py decomposition  low and high frequencies of features beside the image (Fig. 3)
 figures.py fisher         scores against the Fisher Score (Fig. 4)
 figures.py blocks         component and block heat map (Fig. 5)
+figures.py energy         how much of the features is noise, and what HFR is made of (docs/hfr.md)
 """
 
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
 from mmaselect import cli
 
-KINDS = ('timesteps', 'decomposition', 'fisher', 'blocks')
+KINDS = ('timesteps', 'decomposition', 'fisher', 'blocks', 'energy')
 
 
 def parse_args():
@@ -92,6 +93,20 @@ def blocks(runner, hook, args, path):
     )  # fmt: skip
 
 
+def energy(runner, hook, args, path):
+    from mmaselect.evaluation.energy import draw_energy, energy_parts
+    from mmaselect.evaluation.probe import probe
+    from mmaselect.hooks.images import RunnerImages
+    from mmaselect.selection.search import draw_portions
+
+    images = RunnerImages(runner, runner.train_dataloader.dataset, hook.pipeline, hook.batch_size, hook.seed, draws=2)
+    model = images.backbone.diffusion
+    (drawn,) = draw_portions(len(images), hook.num_images, hook.seed)
+    rows = energy_parts(model, images.batches(drawn), hook.timesteps, seed=hook.seed)
+    store = Path(runner.work_dir) / 'probes.json'
+    draw_energy(rows, path, probe(runner, hook.timesteps, model.family.taps, args.noise, hook.seed, store).accuracy)
+
+
 def chosen(runner, hook, args):
     """Timestep and taps: as asked for, or as selected."""
     from mmaselect.hooks.images import find_backbone
@@ -120,9 +135,10 @@ def main():
     runner, hook = cli.build_selection(cfg, args, **overrides)
     path = Path(args.out or Path(runner.work_dir) / f'figure_{kind}.png')
     path.parent.mkdir(parents=True, exist_ok=True)
-    {'timesteps': timesteps, 'decomposition': decomposition, 'fisher': fisher, 'blocks': blocks}[kind](
-        runner, hook, args, path
-    )
+    draw = {
+        'timesteps': timesteps, 'decomposition': decomposition, 'fisher': fisher, 'blocks': blocks, 'energy': energy,
+    }[kind]  # fmt: skip
+    draw(runner, hook, args, path)
     print(f'{path}, {path.with_suffix(".csv").name}')
 
 
