@@ -74,21 +74,55 @@ def test_files_are_cropped_in_the_middle(tmp_path):
     assert mmaselect.extract(MODEL, tmp_path, 0, block=1, size=12).shape == (1, 16, 6, 6)
 
 
-def test_selection_is_that_of_the_sweep(folder):
-    selection = mmaselect.select(MODEL, PIXELS, block=1, timesteps=TIMESTEPS, num_images=None, batch_size=8)
-    from mmaselect.selection.criteria import HighFrequencyRatio, NoiseConsistentHFR
+@pytest.mark.parametrize('noise', ['fixed', 'fresh'])
+def test_selection_is_that_of_the_sweep(folder, noise):
+    compare = [dict(type='NoiseConsistentHFR'), dict(type='HighFrequencyRatio')]
+    options = dict(block=1, timesteps=TIMESTEPS, num_images=None, batch_size=8, noise=noise, seed=3)
+    selection = mmaselect.select(MODEL, PIXELS, compare=compare, **options)
+    from mmaselect.selection.criteria import HighFrequencyRatio, InstanceInformation, NoiseConsistentHFR
     from mmaselect.selection.search import draw_portions
 
-    (order,) = draw_portions(10, None, 0)
+    (order,) = draw_portions(10, None, 3)
     batches = [Batch(PIXELS[order] / 127.5 - 1, order)]
     model = mmaselect.load(MODEL, 1)
-    expected = sweep(model, batches, TIMESTEPS, [NoiseConsistentHFR(), HighFrequencyRatio()])
+    criteria = [InstanceInformation(), NoiseConsistentHFR(), HighFrequencyRatio()]
+    expected = sweep(model, batches, TIMESTEPS, criteria, seed=3, noise=noise, noise_seed=3)
+    assert selection.criterion == criteria[0].label
+    assert list(selection.sweep.scores) == list(expected.scores) == [criterion.label for criterion in criteria]
     for label in expected.scores:
         assert selection.curve(label) == pytest.approx(expected.curve(label), rel=1e-4)
     assert selection.timestep == expected.choice(selection.criterion)
     assert (selection.block, selection.component) == (1, 'query')
+    assert selection.sweep.encoder_runs == 20
+    # The paper's is beside it by default.
+    default = mmaselect.select(MODEL, PIXELS, **options)
+    assert list(default.sweep.scores) == [criteria[0].label, criteria[2].label]
+    for label in default.sweep.scores:
+        assert default.curve(label) == pytest.approx(expected.curve(label), rel=1e-4)
     from_folder = mmaselect.select(MODEL, folder, block=1, timesteps=TIMESTEPS, num_images=8)
     assert from_folder.sweep.num_images == 8
+
+
+def test_the_noise_of_a_selection_is_that_of_the_features():
+    """The fixed noise of a seed, and HFR of the features that come of it."""
+    from mmaselect.selection.spectrum import high_frequency_ratio
+
+    paper = dict(type='HighFrequencyRatio', sigma=0.25)
+    options = dict(block=1, timesteps=TIMESTEPS, criterion=paper, compare=[], num_images=None)
+    for seed in (0, 5):
+        selection = mmaselect.select(MODEL, PIXELS, seed=seed, **options)
+        features = mmaselect.extract(MODEL, PIXELS, TIMESTEPS, block=1, seed=seed)
+        expected = [high_frequency_ratio(value, 0.25).mean().item() for value in features.values()]
+        assert selection.curve(selection.criterion) == pytest.approx(expected, rel=1e-4)
+    fresh = mmaselect.select(MODEL, PIXELS, noise='fresh', **options)
+    assert fresh.sweep.noise == 'fresh'
+    # Without noise the policy does not matter.
+    fixed = mmaselect.select(MODEL, PIXELS, **options)
+    assert fresh.curve(fresh.criterion)[0] == pytest.approx(fixed.curve(fixed.criterion)[0], rel=1e-4)
+    assert fresh.curve(fresh.criterion)[1] != pytest.approx(fixed.curve(fixed.criterion)[1], rel=1e-4)
+    for call in (mmaselect.select, mmaselect.extract):
+        with pytest.raises(InputError, match=r"noise='own' is not known; choose from: fixed, fresh"):
+            call(MODEL, PIXELS, **(dict(timestep=0) if call is mmaselect.extract else {}), noise='own')
 
 
 def test_what_was_selected_can_be_extracted(tmp_path):

@@ -80,7 +80,25 @@ CRITERIA = {
         'sigma': [0, 'x'], 'centred': ['yes', 3, None], 'min_consistency': [-1, 1, 'x', None, math.nan]
     },
     'FisherScore': {'pool': [0, -1, 1.5, 'x', True], 'ignore_index': ['x', 1.5, None]},
+    'InstanceInformation': {'shrinkage': [-1, 0.6, 'x', None, math.nan, True]},
 }  # fmt: skip
+#: Of all criteria on views.
+VIEWS = {
+    'num_views': [*NOT_COUNTS, 1],
+    'views': ['x', '', 3, [], True, dict(foo=1), dict(crop=1)],
+    'pool': NOT_COUNTS,
+    'max_channels': NOT_COUNTS,
+}
+VIEWS |= {
+    field: [{field.removeprefix('views.'): value} for value in values]
+    for field, values in {
+        'views.crop': [0, -1, 1.5, 'x', None, math.nan, True],
+        'views.mirror': [1, 'yes', None],
+        'views.rotate': [-1, 181, 'x', None, math.inf],
+        'views.colour': [-1, 1, 'x', None],
+        'views.blur': [-1, 'x', None, math.inf],
+    }.items()
+}
 CACHE = {
     'dir': ['', None, 3, []],
     'dtype': ['int8', None, 3],
@@ -154,7 +172,13 @@ def test_diffusion(field, value):
 
 @pytest.mark.parametrize('field,value', cases(HOOK))
 def test_hook(field, value):
-    check(lambda: HOOKS.build({'type': 'TimestepSelectionHook', field: value}), field, value)
+    # A batch of one image is too small for what is centred alone.
+    centred = dict(compare=[dict(type='NoiseConsistentHFR')]) if (field, value) == ('batch_size', 1) else {}
+    check(lambda: HOOKS.build({'type': 'TimestepSelectionHook', **centred, field: value}), field, value)
+
+
+def test_a_batch_of_one_image_is_enough_for_what_is_not_centred():
+    assert HOOKS.build(dict(type='TimestepSelectionHook', batch_size=1)).batch_size == 1
 
 
 @pytest.mark.parametrize(
@@ -163,6 +187,12 @@ def test_hook(field, value):
 )
 def test_criteria(name, field, value):
     check(lambda: build_criterion({'type': name, field: value}), field, value)
+
+
+@pytest.mark.parametrize('field,value', cases(VIEWS))
+def test_criteria_on_views(field, value):
+    for name in ('InstanceInformation', 'ViewConsistency', 'RankMe', 'LiDAR'):
+        check(lambda name=name: build_criterion({'type': name, field.partition('.')[0]: value}), field, value)
 
 
 @pytest.mark.parametrize('field,value', cases(CACHE))
@@ -181,5 +211,5 @@ def test_necks(name, field, value):
 
 
 def test_there_are_enough():
-    tables = [BACKBONE, DIFFUSION, HOOK, CACHE, *CRITERIA.values(), *NECKS.values()]
+    tables = [BACKBONE, DIFFUSION, HOOK, CACHE, VIEWS, *CRITERIA.values(), *NECKS.values()]
     assert sum(len(values) for table in tables for values in table.values()) > 250

@@ -7,6 +7,9 @@ import torch
 
 from mmaselect.errors import InputError
 from mmaselect.selection.criteria import (
+    CRITERIA,
+    PAPER,
+    RECOMMENDED,
     FisherScore,
     HighFrequencyRatio,
     NoiseConsistentHFR,
@@ -14,6 +17,7 @@ from mmaselect.selection.criteria import (
 )
 from mmaselect.selection.criterion import add_sums
 from mmaselect.selection.features import Features
+from mmaselect.selection.instance import InstanceInformation, RankMe
 from mmaselect.selection.spectrum import fisher_score, high_frequency_ratio, noise_consistent_hfr, spectrum
 
 IMAGES = torch.randn(12, 4, 8, 8, generator=torch.Generator().manual_seed(0)) + 3
@@ -147,7 +151,8 @@ def test_building_from_a_config():
     assert criterion.sigma == 0.4
     assert build_criterion(criterion) is criterion
     with pytest.raises(
-        InputError, match=r"criterion.type='Entropy' is not known; choose from: HighFrequencyRatio, Noise"
+        InputError,
+        match=r"criterion.type='Entropy' is not known; choose from: InstanceInformation, HighFrequencyRatio, Noise",
     ):
         build_criterion(dict(type='Entropy'))
     with pytest.raises(
@@ -160,3 +165,22 @@ def test_building_from_a_config():
         build_criterion(dict(type='NoiseConsistentHFR', min_consistency=1))
     with pytest.raises(InputError, match=r'pool=0 is not valid'):
         build_criterion(dict(type='FisherScore', pool=0))
+
+
+def test_criteria_on_views_from_a_config():
+    criterion = build_criterion(
+        dict(type='InstanceInformation', num_views=3, views=dict(crop=0.2, mirror=True), pool=2)
+    )
+    assert (criterion.num_views, criterion.pool, criterion.max_channels, criterion.shrinkage) == (3, 2, 256, 0.1)
+    assert (criterion.views.crop, criterion.views.mirror, criterion.views.rotate) == (0.2, True, 0)
+    assert isinstance(build_criterion(RECOMMENDED), InstanceInformation)
+    assert isinstance(build_criterion(PAPER), HighFrequencyRatio)
+    assert isinstance(build_criterion(dict(type='RankMe', num_views=4)), RankMe)
+    assert {build_criterion(dict(type=name)).needs_labels for name in CRITERIA if name != 'FisherScore'} == {False}
+    with pytest.raises(
+        InputError,
+        match=r"field of criterion LiDAR='shrinkage' is not known; choose from: num_views, views, pool, max_channels",
+    ):
+        build_criterion(dict(type='LiDAR', shrinkage=0.1))
+    with pytest.raises(InputError, match=r'views.crop=0 is not valid'):
+        build_criterion(dict(type='ViewConsistency', views=dict(crop=0)))

@@ -470,6 +470,8 @@ def in_nats(rows, shrinkage=0.1):
     """Instance information of (n, q, C), as its definition reads."""
     n, q, channels = rows.shape
 
+    rows = (rows - rows.mean((0, 1))) / rows.std((0, 1), correction=0)
+
     def information(rows):
         mean = rows.mean((0, 1))
         s_w, s_b = (torch.zeros(channels, channels, dtype=torch.float64) for _ in range(2))
@@ -478,8 +480,9 @@ def in_nats(rows, shrinkage=0.1):
             for view in image:
                 s_w += torch.outer(view - image.mean(0), view - image.mean(0)) / (n * (q - 1))
         s_b -= s_w / q
-        ridge = 1e-6 * (rows - mean).square().mean() * torch.eye(channels, dtype=torch.float64)
-        ratio = torch.linalg.eigvals(torch.linalg.solve(s_w + shrinkage * s_b + ridge, s_b)).real
+        level = shrinkage * s_w.trace() / channels + 1e-6
+        s_w = (1 - shrinkage) * s_w + level * torch.eye(channels, dtype=torch.float64)
+        ratio = torch.linalg.eigvals(torch.linalg.solve(s_w, s_b)).real
         return 0.5 * torch.log1p(ratio).sum().item()
 
     strangers = torch.stack([rows[:, number].roll(number, 0) for number in range(q)], 1)
@@ -503,9 +506,12 @@ def test_scores_of_views_equal_those_computed_by_hand(noise):
     model, timesteps = make_model(), [0.0, 100.0]
     fields = dict(crop=0.5, mirror=True, colour=0.1)
     criteria = [
-        HighFrequencyRatio(), InstanceInformation(3, fields), NoiseConsistentHFR(), ViewConsistency(2, fields),
-        InstanceInformation(2, fields, shrinkage=0.5),
-    ]  # fmt: skip
+        HighFrequencyRatio(),
+        InstanceInformation(3, fields, pool=1, shrinkage=0.1),
+        NoiseConsistentHFR(),
+        ViewConsistency(2, fields, pool=1),
+        InstanceInformation(2, fields, pool=1, shrinkage=0.5),
+    ]
     criteria[-1].label = 'two views'
     more = dict(seed=7, noise=noise, noise_seed=3)
     result = sweep(model, shares([8] * 3), timesteps, criteria, **more)
@@ -605,12 +611,12 @@ def test_views_are_encoded_and_counted():
 
 
 def test_criteria_that_ask_for_different_views():
-    criteria = [InstanceInformation(views=dict(crop=0.5)), HighFrequencyRatio(), ViewConsistency()]
+    criteria = [InstanceInformation(views=dict(crop=0.5), pool=1), HighFrequencyRatio(), ViewConsistency(pool=1)]
     with pytest.raises(
         InputError, match=r'instance information \(2 views\) and view consistency \(2 views\) ask for different views'
     ):
         Search(make_model(), TIMESTEPS, criteria)
-    Search(make_model(), TIMESTEPS, [InstanceInformation(), ViewConsistency(3, dict(crop=0.4))])
+    Search(make_model(), TIMESTEPS, [InstanceInformation(views=dict(crop=0.4)), ViewConsistency(3, dict(crop=0.4))])
 
 
 def test_coarse_to_fine_scores_views_as_a_sweep_does():
@@ -676,7 +682,7 @@ def test_fewer_images_than_channels_are_told_apart():
     (curve,) = sweep(model, images, [0.0, 1000.0], criteria).scores[criteria[0].label].values()
     assert curve[0] > 1
     assert curve[1] == 0
-    with pytest.raises(InputError, match=r'instance information \(2 views\) needs at least 2 images; there is 1'):
+    with pytest.raises(InputError, match=r'instance information \(2 views.*\) needs at least 2 images; there is 1'):
         sweep(model, [Batch(MANY[:1], range(1))], [0.0], criteria)
     two = sweep(model, [Batch(MANY[:2], range(2))], [0.0], criteria)
     assert two.choices[criteria[0].label].agreement is None
