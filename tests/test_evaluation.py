@@ -106,11 +106,11 @@ def test_scores_and_accuracy_over_timesteps(digits, work_dir):
     assert [row['timestep'] for row in rows] == [0, 400, 900]
     (train, train_labels), (test, test_labels) = (read_images(digits / split) for split in ('train', 'test'))
     for row in rows:
-        x, y = (mmaselect.extract(SIT, images, row['timestep'], 2, noise='fresh', pool=True).numpy()
+        x, y = (mmaselect.extract(SIT, images, row['timestep'], 2, pool=True).numpy()
                 for images in (train, test))  # fmt: skip
         assert row['probe accuracy (%)'] == pytest.approx(linear_probe(x, train_labels, y, test_labels), abs=0.01)
     assert rows[0]['probe accuracy (%)'] > 80 > rows[2]['probe accuracy (%)']
-    for label in ('HFR (sigma 0.25)', 'centred noise-consistent HFR (sigma 0.25)'):
+    for label in ('HFR (sigma 0.25)', 'instance information (2 views, 2x2 cells)'):
         for row in rows:
             assert row[f'{label}, 2.5 %'] <= row[label] <= row[f'{label}, 97.5 %'] or row[label] == 0
     # A second figure of the same request trains no probe again.
@@ -135,9 +135,7 @@ def test_components_and_blocks(digits, work_dir):
         (component, block) for component in ('query', 'key', 'value', 'attention', 'output') for block in range(5)
     }
     (train, train_labels), (test, test_labels) = (read_images(digits / split) for split in ('train', 'test'))
-    x, y = (
-        mmaselect.extract(SIT, images, 400, 3, 'value', noise='fresh', pool=True).numpy() for images in (train, test)
-    )
+    x, y = (mmaselect.extract(SIT, images, 400, 3, 'value', pool=True).numpy() for images in (train, test))
     (row,) = [row for row in rows if (row['component'], row['block']) == ('value', 3)]
     assert row['probe accuracy (%)'] == pytest.approx(linear_probe(x, train_labels, y, test_labels), abs=0.01)
 
@@ -169,7 +167,7 @@ def test_criteria_are_compared_with_the_oracle(digits, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     rows = read(tmp_path / 'criteria.csv')
-    assert len(rows) == 2 * (15 + 3)
+    assert len(rows) == 2 * (17 + 3)
     probes = {
         entry['request']['noise']: entry['result'] for entry in json.loads((tmp_path / 'probes.json').read_text())
     }
@@ -180,7 +178,7 @@ def test_criteria_are_compared_with_the_oracle(digits, tmp_path):
         assert (row['gap'], row['largest']) == pytest.approx((losses.mean(), losses.max()), abs=1e-9)
     cost = {row['criterion']: row['block evaluations'] for row in rows}
     assert cost['centred noise-consistent HFR (sigma 0.25)'] == 2 * cost['HFR (sigma 0.25)'] == 2 * 40 * 3 * 3
-    assert cost['instance information (2 views)'] == 2 * 40 * 3 * 3
+    assert cost['instance information (2 views, 2x2 cells)'] == 2 * 40 * 3 * 3
     assert cost['always 0'] == 0
     assert '| Fisher Score (labels) |' in done.stdout
     # Each of 150 training and 60 test images once, and one further view of 40.

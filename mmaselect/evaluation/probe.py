@@ -14,6 +14,7 @@ import torch
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmaselect.backbones import ASelectDiT
 from mmaselect.diffusion.family import Tap
 from mmaselect.diffusion.noise import pixel_noise, seeded_noise
 from mmaselect.errors import InputError, check_choice
@@ -68,7 +69,7 @@ def read_features(
         taps: Of those that the backbone's model reads.
         noise: ``'fixed'``: all images have the same, as ``ASelectDiT`` gives them by default; ``'fresh'``: each has its
             own, by its pixels.
-        seed: Of the noise, and of the cells that are drawn.
+        seed: Of the cells that are drawn. The noise has the backbone's ``noise_seed``.
         on_batch: Called after every batch.
 
     Returns:
@@ -87,7 +88,7 @@ def read_features(
             raise InputError('a probe needs labels; these images have none')
         latent = model.encode(batch.images)
         shape = tuple(latent.shape[1:])
-        drawn = pixel_noise(batch.images, shape, seed) if noise == 'fresh' else seeded_noise(shape, seed)
+        drawn = _draw(images.backbone, batch.images, shape, noise)
         keep, target = _samples(batch.labels, batch.indices, seed)
         labels.append(target)
         for one in timesteps:
@@ -100,6 +101,13 @@ def read_features(
         if on_batch is not None:
             on_batch()
     return {key: torch.cat(parts).numpy() for key, parts in features.items()}, torch.cat(labels).numpy()
+
+
+def _draw(backbone: ASelectDiT, images: Tensor, shape: tuple[int, ...], noise: str) -> Tensor:
+    """The noise that the backbone gives in evaluation under a policy."""
+    if noise == 'fixed':
+        return seeded_noise(shape, backbone.noise_seed)
+    return pixel_noise(images, shape, backbone.noise_seed)
 
 
 def _samples(labels: Tensor, indices: Sequence[int], seed: int) -> tuple[Tensor | None, Tensor]:
@@ -154,7 +162,8 @@ def probe(
     splits = {'train': runner.train_dataloader.dataset, 'val': runner.val_dataloader.dataset}
     request = {
         'identity': backbone.identity.hex(), 'timesteps': timesteps, 'taps': [list(tap) for tap in taps],
-        'noise': noise, 'seed': seed, 'images': {name: len(dataset) for name, dataset in splits.items()},
+        'noise': noise, 'noise_seed': backbone.noise_seed, 'seed': seed,
+        'images': {name: len(dataset) for name, dataset in splits.items()},
     }  # fmt: skip
     known = _read_store(store)
     for entry in known:

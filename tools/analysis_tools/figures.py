@@ -19,7 +19,9 @@ KINDS = ('timesteps', 'decomposition', 'fisher', 'blocks', 'energy')
 def parse_args():
     parser = cli.base_parser(__doc__)
     parser.add_argument('--out', help='a PNG file; default: WORK_DIR/figure_KIND.png')
-    parser.add_argument('--noise', default='fresh', help='fresh: each image has its own noise; fixed: all have one')
+    parser.add_argument(
+        '--noise', choices=('fixed', 'fresh'), help='of the probes; default: that of the backbone'
+    )
     parser.add_argument('--at', type=float, help='timestep of decomposition and blocks; default: the selected one')
     parser.add_argument('--images', type=int, nargs='+', default=[0, 1, 2], help='validation images to decompose')
     cli.add_selection(parser)
@@ -121,6 +123,8 @@ def chosen(runner, hook, args):
 def main():
     kind, args = parse_args()
     cfg = cli.finish_config(cli.load_config(args), args)
+    from mmaselect.hooks.images import find_backbone
+
     overrides = {}
     if kind == 'blocks':
         cfg.model.backbone.update(block='auto', component='auto')
@@ -133,6 +137,7 @@ def main():
             dict(type='NoiseConsistentHFR'), dict(type='FisherScore'),
         ]  # fmt: skip
     runner, hook = cli.build_selection(cfg, args, **overrides)
+    args.noise = args.noise or find_backbone(runner).noise
     path = Path(args.out or Path(runner.work_dir) / f'figure_{kind}.png')
     path.parent.mkdir(parents=True, exist_ok=True)
     draw = {

@@ -14,7 +14,9 @@ from mmaselect import cli
 
 def parse_args():
     parser = cli.base_parser(__doc__)
-    parser.add_argument('--noise', default='fresh', help='fresh: each image has its own noise; fixed: all have one')
+    parser.add_argument(
+        '--noise', choices=('fixed', 'fresh'), help='of the probes; default: that of the backbone'
+    )
     parser.add_argument('--epochs', type=int, help='epochs of head training; default: those of the config')
     cli.add_selection(parser)
     return parser.parse_args()
@@ -38,7 +40,7 @@ def main():
     seconds = time.perf_counter() - started
     sweep, taps = selection.sweep, selection.taps
     # Not from the file that other tools keep: what it costs is to be measured here.
-    found = probe(runner, hook.timesteps, taps, args.noise, hook.seed)
+    found = probe(runner, hook.timesteps, taps, args.noise or images.backbone.noise, hook.seed)
     accuracy = found.mean(taps)
     best = accuracy.index(max(accuracy))
     sizes = [len(runner.train_dataloader.dataset), len(runner.val_dataloader.dataset)]
