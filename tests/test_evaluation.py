@@ -17,7 +17,9 @@ from safetensors import safe_open
 
 import mmaselect
 from mmaselect.diffusion.family import Tap
+from mmaselect.evaluation.energy import PARTS
 from mmaselect.evaluation.figures import correlation, decompose, principal_colours, write_csv
+from mmaselect.evaluation.latents import remember_latents
 from mmaselect.evaluation.probe import linear_probe
 from mmaselect.evaluation.verdict import judge, judge_rule
 from mmaselect.selection.spectrum import gaussian_high_pass, high_frequency_ratio
@@ -82,8 +84,10 @@ def work_dir(tmp_path_factory):
     return tmp_path_factory.mktemp('figures')
 
 
-def draw(kind, digits, work_dir, *args):
-    done = run_tool('analysis_tools/figures.py', kind, DEMO, '--work-dir', work_dir, *args, *options(digits))
+def draw(kind, digits, work_dir, *args, **settings):
+    done = run_tool(
+        'analysis_tools/figures.py', kind, DEMO, '--work-dir', work_dir, *args, *options(digits, **settings)
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     picture = work_dir / f'figure_{kind}.png'
     assert done.stdout.splitlines()[-1] == f'{picture}, figure_{kind}.csv'
@@ -102,11 +106,11 @@ def read_images(folder):
 
 
 def test_scores_and_accuracy_over_timesteps(digits, work_dir):
-    rows = draw('timesteps', digits, work_dir)
+    rows = draw('timesteps', digits, work_dir, '--noise', 'fresh')
     assert [row['timestep'] for row in rows] == [0, 400, 900]
     (train, train_labels), (test, test_labels) = (read_images(digits / split) for split in ('train', 'test'))
     for row in rows:
-        x, y = (mmaselect.extract(SIT, images, row['timestep'], 2, pool=True).numpy()
+        x, y = (mmaselect.extract(SIT, images, row['timestep'], 2, noise='fresh', pool=True).numpy()
                 for images in (train, test))  # fmt: skip
         assert row['probe accuracy (%)'] == pytest.approx(linear_probe(x, train_labels, y, test_labels), abs=0.01)
     assert rows[0]['probe accuracy (%)'] > 80 > rows[2]['probe accuracy (%)']
@@ -115,18 +119,20 @@ def test_scores_and_accuracy_over_timesteps(digits, work_dir):
             assert row[f'{label}, 2.5 %'] <= row[label] <= row[f'{label}, 97.5 %'] or row[label] == 0
     # A second figure of the same request trains no probe again.
     stored = json.loads((work_dir / 'probes.json').read_text())
-    again = draw('timesteps', digits, work_dir)
+    again = draw('timesteps', digits, work_dir, '--noise', 'fresh')
     assert again == rows
     assert json.loads((work_dir / 'probes.json').read_text()) == stored
 
 
 def test_scores_against_the_fisher_score(digits, work_dir):
-    rows = draw('fisher', digits, work_dir)
+    rows = draw('fisher', digits, work_dir, **{'model.backbone.noise': 'fresh'})
     fisher = [row['Fisher Score (labels)'] for row in rows]
+    # Under fresh noise, classes get ever harder to tell; so says instance information, and plain HFR the opposite.
     assert fisher == sorted(fisher, reverse=True)
-    assert {name for name in rows[0] if 'HFR' in name} == {
-        'HFR (sigma 0.25)', 'noise-consistent HFR (sigma 0.25)', 'centred noise-consistent HFR (sigma 0.25)',
-    }  # fmt: skip
+    names = ('HFR (sigma 0.25)', 'instance information (2 views, 2x2 cells)')
+    hfr, ours = ([row[name] for row in rows] for name in names)
+    assert ours == sorted(ours, reverse=True)
+    assert hfr == sorted(hfr)
 
 
 def test_components_and_blocks(digits, work_dir):
@@ -207,6 +213,36 @@ def test_traversal_search_counts_what_it_costs(digits, tmp_path):
     assert once['block_evaluations'] == (150 + 60) * 3 * 3
     assert again['block_evaluations'] == (3 * 150 + 60) * 3 * 3
     assert once['timestep'] == content['timesteps'][int(np.argmax(content['accuracy']))]
-    assert selection['timestep'] == 0
+    assert selection['timestep'] == 400
     ratio = again['block_evaluations'] / selection['block_evaluations']
     assert re.search(rf'traversal, 3 epochs each \* .*{again["block_evaluations"]} .* {ratio:.1f} ', done.stdout)
+
+
+def test_hfr_is_the_sum_of_its_parts(digits, work_dir):
+    rows = draw('energy', digits, work_dir, **{'model.backbone.block': '[0,2]'})
+    assert [(row['block'], row['timestep']) for row in rows if row['timestep'] == 400] == [(0, 400), (2, 400)]
+    for row in rows:
+        shares = {part: row[f'share of {part}'] for part in PARTS}
+        assert sum(shares.values()) == pytest.approx(1)
+        known = [part for part in PARTS if not np.isnan(row[f'HFR of {part}'])]
+        left = sum(abs(shares[part]) for part in PARTS if part not in known)
+        assert sum(shares[part] * row[f'HFR of {part}'] for part in known) == pytest.approx(row['HFR'], abs=1e-6 + left)
+    by_step = {(row['block'], row['timestep']): row for row in rows}
+    # A clean latent has no noise; what is left of the image sinks with the timestep.
+    assert by_step[0, 0]['share of noise'] == pytest.approx(0, abs=1e-6)
+    images = [by_step[2, timestep]['share of image'] for timestep in (0, 400, 900)]
+    assert images == sorted(images, reverse=True)
+
+
+def test_latents_are_remembered(tmp_path):
+    model, images = mmaselect.load(SIT, 2), torch.rand(3, 3, 16, 16) * 2 - 1
+    expected, calls = model.encode(images), []
+    memory = remember_latents(model, tmp_path / 'latents.safetensors')
+    memory.encoder.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    torch.testing.assert_close(model.encode(images[:2]), expected[:2])
+    torch.testing.assert_close(model.encode(images), expected)
+    memory.save()
+    again = remember_latents(mmaselect.load(SIT, 2), tmp_path / 'latents.safetensors')
+    again.encoder.register_forward_hook(lambda *_: pytest.fail('encoded twice'))
+    torch.testing.assert_close(again(images.flip(0)), expected.flip(0))
+    assert calls == [2, 1]
