@@ -46,7 +46,12 @@ def _weights(bins: int, num: int, seed: int) -> Tensor:
     return torch.zeros(num, bins).double().scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
 
 
-def jackknife(score: Callable[[Tensor], float], rows: Tensor, groups: Tensor) -> tuple[float, Tensor | None]:
+def jackknife(
+    score: Callable[[Tensor], float],
+    rows: Tensor,
+    groups: Tensor,
+    leave_out: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> tuple[float, Tensor | None]:
     """Score of all images, and the influence that each of up to ``PARTS`` parts of them has on it.
 
     A score that is no sum over images cannot be resampled by adding up parts, and a resample with its repeated images
@@ -57,6 +62,8 @@ def jackknife(score: Callable[[Tensor], float], rows: Tensor, groups: Tensor) ->
         score: Of rows of images.
         rows: (images, ...).
         groups: Group of each image, (images,); a group lies in one part.
+        leave_out: Gives the scores without each part, (parts,), from the rows and the part of each image, faster than
+            one after the other.
 
     Returns:
         The score, and (parts,), the influences, of mean 0; None with fewer than 2 parts of at least 2 images.
@@ -66,7 +73,10 @@ def jackknife(score: Callable[[Tensor], float], rows: Tensor, groups: Tensor) ->
     number = int(parts.max()) + 1
     if number < 2 or len(rows) - int(torch.bincount(parts).max()) < 2:
         return whole, None
-    left = torch.tensor([score(rows[parts != part]) for part in range(number)], dtype=torch.float64)
+    if leave_out is not None:
+        left = leave_out(rows, parts)
+    else:
+        left = torch.tensor([score(rows[parts != part]) for part in range(number)], dtype=torch.float64)
     return whole, (number - 1) * (left.mean() - left)
 
 

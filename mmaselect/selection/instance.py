@@ -91,13 +91,27 @@ class ViewCriterion(Criterion):
         """
         if len(rows) < 2:
             raise InputError(f'{self.label} needs at least 2 images; there is {len(rows)}')
-        # What all images share, position embedding above all, tells none from the other.
+        centred = self._centre(rows)
+        return 0.0 if centred is None else self._score(centred)
+
+    def leave_out(self, rows: Tensor, parts: Tensor) -> Tensor:
+        """Scores without each part of the images.
+
+        Args:
+            rows: See :meth:`score`.
+            parts: Number of each image's part, (images,), from 0.
+
+        Returns:
+            (parts,), float64.
+        """
+        return torch.tensor([self.score(rows[parts != part]) for part in range(int(parts.max()) + 1)]).double()
+
+    def _centre(self, rows: Tensor) -> Tensor | None:
+        """Takes out what all images share, position embedding above all: it tells none from the other."""
         rows = rows[:, : self.num_views].double()
         centred = rows - rows.mean((0, 1))
         # What is left is the rounding error of float32 then.
-        if centred.square().sum() <= 1e-12 * rows.square().sum():
-            return 0.0
-        return self._score(centred)
+        return None if centred.square().sum() <= 1e-12 * rows.square().sum() else centred
 
     @abstractmethod
     def _score(self, rows: Tensor) -> float:
@@ -162,19 +176,53 @@ class InstanceInformation(ViewCriterion):
         # Above 0.5 the within-scatter of two views would weigh less than what S_b is corrected by.
         self.shrinkage = check_number(shrinkage, 'shrinkage', 0, 0.5)
 
-    def _score(self, rows: Tensor) -> float:
-        spread = rows.square().mean((0, 1, 2)).sqrt()
-        rows = rows / torch.where(spread > 1e-6 * spread.max(), spread, torch.inf)
-        # The same views under wrong names tell what a score of so few images is worth if there is nothing to tell.
-        views = [rows[:, number].roll(number, 0) for number in range(rows.shape[1])]
-        return max(0.0, self._information(rows) - self._information(torch.stack(views, 1)))
+    def leave_out(self, rows: Tensor, parts: Tensor) -> Tensor:
+        """As of every criterion, but standardised once, by all images: the products of channels are summed once."""
+        centred = self._centre(rows)
+        if centred is None:
+            return torch.zeros(int(parts.max()) + 1).double()
+        right, wrong = (self._information(*_scatters_without(one, parts)) for one in _named(_standardise(centred)))
+        return (right - wrong).clamp_min(0)
 
-    def _information(self, rows: Tensor) -> float:
-        between, within = scatters(rows)
-        identity = torch.eye(len(within), dtype=within.dtype)
-        level = self.shrinkage * within.diagonal().mean() + RIDGE
-        within = (1 - self.shrinkage) * within + level * identity
-        return 0.5 * (torch.logdet(within + between) - torch.logdet(within)).item()
+    def _score(self, rows: Tensor) -> float:
+        right, wrong = (self._information(*scatters(one)) for one in _named(_standardise(rows)))
+        return max(0.0, (right - wrong).item())
+
+    def _information(self, between: Tensor, within: Tensor) -> Tensor:
+        identity = torch.eye(within.shape[-1], dtype=within.dtype)
+        level = self.shrinkage * within.diagonal(dim1=-2, dim2=-1).mean(-1) + RIDGE
+        within = (1 - self.shrinkage) * within + level[..., None, None] * identity
+        return 0.5 * (torch.logdet(within + between) - torch.logdet(within))
+
+
+def _standardise(rows: Tensor) -> Tensor:
+    spread = rows.square().mean((0, 1, 2)).sqrt()
+    return rows / torch.where(spread > 1e-6 * spread.max(), spread, torch.inf)
+
+
+def _named(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Views under their images' names, and under wrong ones: what so few images give if there is nothing to tell."""
+    return rows, torch.stack([rows[:, number].roll(number, 0) for number in range(rows.shape[1])], 1)
+
+
+def _scatters_without(rows: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`scatters` without each part, (parts, C, C) each; rows are centred as a whole."""
+    n, q, cells, _ = rows.shape
+    means = rows.mean(1)
+    within, between, sums, counts = [], [], [], []
+    for part in range(int(parts.max()) + 1):
+        mine = means[parts == part]
+        deviations = (rows[parts == part] - mine[:, None]).flatten(0, 2)
+        within.append(deviations.T @ deviations)
+        between.append(mine.flatten(0, 1).T @ mine.flatten(0, 1))
+        sums.append(mine.sum(0))
+        counts.append(n - len(mine))
+    left = torch.tensor(counts).double()[:, None, None]
+    every_within, every_between, moved = torch.stack(within), torch.stack(between), torch.stack(sums)
+    s_w = (every_within.sum(0) - every_within) / (left * (q - 1) * cells)
+    # All means together are 0, so those that are left have the mean - moved / left.
+    s_b = every_between.sum(0) - every_between - moved.transpose(1, 2) @ moved / left
+    return s_b / ((left - 1) * cells) - s_w / q, s_w
 
 
 class ViewConsistency(ViewCriterion):

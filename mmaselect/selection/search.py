@@ -527,7 +527,7 @@ class Search:
                     # A rank may have had no images.
                     kept = self._rows.get((criterion.kept, position, number), [(torch.empty(0), torch.empty(0).long())])
                     rows, groups = self.ranks.gather(*(torch.cat(parts) for parts in zip(*kept, strict=True)))
-                    self._judged[key] = jackknife(criterion.score, rows, groups)
+                    self._judged[key] = jackknife(criterion.score, rows, groups, criterion.leave_out)
                 whole, influence = self._judged[key]
                 scores.append(whole)
                 influences.append(influence)

@@ -11,7 +11,15 @@ from torch.nn import functional as F
 from mmaselect.errors import InputError
 from mmaselect.selection.bootstrap import drop_doubtful, jackknife, resample_influences
 from mmaselect.selection.features import Features
-from mmaselect.selection.instance import RIDGE, InstanceInformation, LiDAR, RankMe, ViewConsistency, scatters
+from mmaselect.selection.instance import (
+    RIDGE,
+    InstanceInformation,
+    LiDAR,
+    RankMe,
+    ViewConsistency,
+    _scatters_without,
+    scatters,
+)
 from mmaselect.selection.views import Views
 
 CHANNELS = 8
@@ -50,7 +58,7 @@ def information(between, within, shrinkage):
 
 def judge(criterion, rows):
     """Score and standard error of all images, in groups of four, and what a search would say."""
-    score, influences = jackknife(criterion.score, rows, torch.arange(len(rows)) // 4)
+    score, influences = jackknife(criterion.score, rows, torch.arange(len(rows)) // 4, criterion.leave_out)
     error = influences.std(correction=0).item() / len(influences) ** 0.5
     found = torch.tensor([[score]], dtype=torch.float64)
     said, _ = drop_doubtful(found, resample_influences(found, influences[None, None]))
@@ -359,3 +367,24 @@ def test_bad_shrinkage_is_named(shrinkage):
     message = f'shrinkage={shrinkage!r} is not valid: give a number of at least 0 and at most 0.5'
     with pytest.raises(InputError, match=message):
         InstanceInformation(shrinkage=shrinkage)
+
+
+@pytest.mark.parametrize('views,cells', [(2, 1), (3, 4)])
+def test_leaving_out_at_once_is_leaving_out_one_after_the_other(views, cells):
+    rows, parts = draw(covariance(1), covariance(2), 120, views, cells), torch.arange(120) % 5
+    for part in range(5):
+        without = rows[parts != part]
+        centred = without - without.mean((0, 1))
+        expected = scatters(centred)
+        whole = rows - rows.mean((0, 1))
+        found = _scatters_without(whole, parts)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one[part], other)
+
+
+def test_the_standard_error_is_that_of_many_draws():
+    criterion = InstanceInformation()
+    judged = [judge(criterion, draw(covariance(1), covariance(2), 128, seed=10 * seed)) for seed in range(60)]
+    scores, errors = (torch.tensor([one[which] for one in judged]) for which in (0, 1))
+    # 60 draws know a standard deviation to 9 %.
+    assert errors.mean().item() == pytest.approx(scores.std().item(), rel=0.25)
