@@ -19,9 +19,7 @@ KINDS = ('timesteps', 'decomposition', 'fisher', 'blocks', 'energy')
 def parse_args():
     parser = cli.base_parser(__doc__)
     parser.add_argument('--out', help='a PNG file; default: WORK_DIR/figure_KIND.png')
-    parser.add_argument(
-        '--noise', choices=('fixed', 'fresh'), help='of the probes; default: that of the backbone'
-    )
+    parser.add_argument('--noise', choices=('fixed', 'fresh'), help='of the probes; default: that of the backbone')
     parser.add_argument('--at', type=float, help='timestep of decomposition and blocks; default: the selected one')
     parser.add_argument('--images', type=int, nargs='+', default=[0, 1, 2], help='validation images to decompose')
     cli.add_selection(parser)

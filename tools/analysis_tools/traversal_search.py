@@ -14,9 +14,7 @@ from mmaselect import cli
 
 def parse_args():
     parser = cli.base_parser(__doc__)
-    parser.add_argument(
-        '--noise', choices=('fixed', 'fresh'), help='of the probes; default: that of the backbone'
-    )
+    parser.add_argument('--noise', choices=('fixed', 'fresh'), help='of the probes; default: that of the backbone')
     parser.add_argument('--epochs', type=int, help='epochs of head training; default: those of the config')
     cli.add_selection(parser)
     return parser.parse_args()
