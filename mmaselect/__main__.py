@@ -17,6 +17,7 @@ COMMANDS = {
     'encode-prompt': 'encode_prompt.py',
     'figures': 'analysis_tools/figures.py',
     'compare-criteria': 'analysis_tools/compare_criteria.py',
+    'traversal-search': 'analysis_tools/traversal_search.py',
 }
 TOOLS = Path(__file__).parent / '.mim' / 'tools'
 

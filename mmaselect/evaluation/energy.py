@@ -16,6 +16,8 @@ from mmaselect.selection.search import Batch
 
 #: What differs between noises, what all images share, what is left for the image.
 PARTS = ('noise', 'common', 'image')
+#: Taps that a figure has side by side.
+COLUMNS = 5
 
 
 @torch.no_grad()
@@ -74,7 +76,7 @@ def _row(
 
 
 def draw_energy(rows: Sequence[dict[str, Any]], path: str | Path, accuracy: dict[Tap, list[float]]) -> None:
-    """A column for each tap: the shares above, the HFR of each part below, with the accuracy of a probe.
+    """Two panels for each tap: the shares above, the HFR of each part below, with the accuracy of a probe.
 
     Args:
         rows: Of :func:`energy_parts`.
@@ -85,24 +87,31 @@ def draw_energy(rows: Sequence[dict[str, Any]], path: str | Path, accuracy: dict
     from mmaselect.selection.report import COLOURS
 
     taps = list(dict.fromkeys(Tap(row['block'], row['component']) for row in rows))
-    figure = new_figure(1.5 + 2.6 * len(taps), 5.6)
-    panels = figure.subplots(2, len(taps), squeeze=False, sharex=True)
-    for tap, top, bottom in zip(taps, *panels, strict=True):
+    columns = min(COLUMNS, len(taps))
+    bands = -(-len(taps) // columns)
+    figure = new_figure(1.5 + 2.6 * columns, 1 + 4.6 * bands)
+    panels = figure.subplots(2 * bands, columns, squeeze=False, sharex=True)
+    for panel in panels[-2:, len(taps) - (bands - 1) * columns :].flatten():
+        panel.set_axis_off()
+    for number, tap in enumerate(taps):
+        band, column = divmod(number, columns)
+        top, bottom = panels[2 * band : 2 * band + 2, column]
         mine = [row for row in rows if (row['block'], row['component']) == tap]
         steps = [row['timestep'] for row in mine]
         shares = [[max(0.0, row[f'share of {part}']) for row in mine] for part in PARTS]
         top.stackplot(steps, shares, labels=PARTS, colors=COLOURS[1:4], alpha=0.7)
         top.set(title=f'block {tap.block}, {tap.component}', ylim=(0, 1))
         bottom.plot(steps, [row['HFR'] for row in mine], color='black', marker='o', ms=3, label='HFR')
-        for number, part in enumerate(PARTS):
+        for colour, part in zip(COLOURS[1:], PARTS, strict=False):
             values = [row[f'HFR of {part}'] for row in mine]
-            bottom.plot(steps, values, color=COLOURS[1 + number], ls='--', label=f'HFR of {part}')
+            bottom.plot(steps, values, color=colour, ls='--', label=f'HFR of {part}')
         right = bottom.twinx()
         right.plot(steps, accuracy[tap], color=COLOURS[0], ls=':', marker='*', label='probe accuracy (%)')
         right.tick_params(labelsize=7, colors=COLOURS[0])
         bottom.set(xlabel='timestep')
-    panels[0, 0].set_ylabel('share of the energy')
-    panels[1, 0].set_ylabel('HFR')
+        if column == 0:
+            top.set_ylabel('share of the energy')
+            bottom.set_ylabel('HFR')
     handles, labels = panels[0, 0].get_legend_handles_labels()
     for axes in (panels[1, 0], right):
         more = axes.get_legend_handles_labels()
