@@ -20,6 +20,8 @@ from conftest import ROOT, accuracies, error_line, options, run_tool, start_tool
 from mmengine.registry import DefaultScope
 from safetensors import safe_open
 
+import mmaselect
+
 EPOCHS = re.compile(r'Epoch\(train\)\s+\[\s*(\d+)\]')
 
 
@@ -211,7 +213,9 @@ def launch(script, *arguments):
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, 'PORT': str(port), 'OMP_NUM_THREADS': '1', 'PATH': path}
-    command = ['bash', str(ROOT / 'tools' / script), *map(str, arguments)]
+    # Those of the installed package: beside a wheel, the checkout's would put the checkout in front.
+    tools = Path(mmaselect.__file__).parent / '.mim' / 'tools'
+    command = ['bash', str(tools / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
 
 
