@@ -307,7 +307,8 @@ def test_ranks_choose_and_measure_as_one_process(digits, tmp_path, soak):
         assert [process.returncode for process in ranks] == [0] * count, printed[0][-3000:]
         selection = json.loads((folder / 'selection.json').read_text())
         assert selection['num_images'] == 41
-        assert selection['encoder_runs'] == 41
+        # Each image and a view of it.
+        assert selection['encoder_runs'] == 41 * 2
         assert (folder / 'epoch_1.pth').exists()
         # The first one's, for all.
         checkpoint = tmp_path / f'{1 if soak else 2}' / 'epoch_1.pth'
