@@ -35,7 +35,17 @@ def run(wheel, tmp_path_factory):
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', environment], check=True)
     paths = sysconfig.get_paths(vars={'base': str(environment), 'platbase': str(environment)})
     Path(paths['purelib'], 'others.pth').write_text(sysconfig.get_path('purelib'))
-    pip = [sys.executable, '-m', 'pip', '--python', Path(paths['scripts'], 'python'), 'install', '-q', '--no-deps']
+    pip = [
+        sys.executable,
+        '-m',
+        'pip',
+        '--python',
+        Path(paths['scripts'], 'python'),
+        'install',
+        '-q',
+        '--no-deps',
+        '--ignore-installed',
+    ]
     subprocess.run([*pip, wheel], check=True)
     hub = hub_cache(tmp_path_factory.mktemp('hub'))
     variables = {**ENVIRONMENT, 'HF_HUB_CACHE': str(hub), 'MMASELECT_CACHE': str(hub / 'prompts')}

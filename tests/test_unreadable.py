@@ -140,7 +140,7 @@ def test_selection_from_python(tmp_path, caplog, model_folder):
     model = dict(type='DiT', pretrained=str(model_folder('DiT')))
     write_images(tmp_path, 20)
     (tmp_path / '07.png').write_bytes(b'\x89PNG cut off')
-    settings = dict(timesteps=[0, 500], batch_size=4)
+    settings = dict(timesteps=[0, 500], batch_size=4, criterion=dict(type='HighFrequencyRatio'))
     with caplog.at_level(logging.WARNING, 'mmaselect'):
         selection = mmaselect.select(model, tmp_path, num_images=None, size=64, **settings)
     assert selection.sweep.num_images == 19
