@@ -16,14 +16,13 @@ from mmaselect.diffusion.family import Tap, all_taps, make_alternatives
 from mmaselect.diffusion.loading import Source
 from mmaselect.diffusion.memory import Halving, check_batch_size, fit_batch_size
 from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align, pad_to_cells
-from mmaselect.diffusion.noise import pixel_noise, seeded_noise
+from mmaselect.diffusion.noise import NOISES, policy_noise
 from mmaselect.errors import InputError, check_choice, check_timesteps
 from mmaselect.progress import progress_bar
 from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criterion
 from mmaselect.selection.report import Selection
 from mmaselect.selection.search import (
     GROUP,
-    NOISES,
     Batch,
     Search,
     count_passes,
@@ -119,7 +118,7 @@ def extract(
     def read_part(part: Tensor) -> list[Tensor]:
         latent = loaded.encode(part)
         shape = tuple(latent.shape[1:])
-        drawn = pixel_noise(part, shape, seed) if noise == 'fresh' else seeded_noise(shape, seed)
+        drawn = policy_noise(part, shape, noise, seed)
         found = {}
         for one in timesteps:
             for tap, value in loaded.iterate(latent, drawn, one):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmaselect.diffusion.family import COMPONENTS, Tap, all_taps, make_alternatives
 from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align, pad_to_cells
-from mmaselect.diffusion.noise import pixel_noise, seeded_noise
+from mmaselect.diffusion.noise import NOISES, pixel_noise, seeded_noise
 from mmaselect.errors import InputError, check_choice, check_count, check_number, check_timesteps
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -97,7 +97,7 @@ class ASelectDiT(BaseModule):
         check_count(noise_seed, 'noise_seed', 0)
         if num_timesteps > 1 and timestep != 'auto':
             raise InputError(f"num_timesteps={num_timesteps} goes with timestep='auto', not with {timestep!r}")
-        check_choice(noise, 'noise', ('fixed', 'fresh'))
+        check_choice(noise, 'noise', NOISES)
         for name, values, least in (('mean', mean, -math.inf), ('std', std, 0)):
             if not isinstance(values, (list, tuple)) or len(values) != 3:
                 raise InputError(f'{name}={values!r} is not valid: give three numbers')

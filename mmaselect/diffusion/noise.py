@@ -9,6 +9,9 @@ from torch import Tensor
 
 from mmaselect.errors import check_number, check_timestep
 
+#: Policies: ``'fixed'``: one noise for all images; ``'fresh'``: each image has its own.
+NOISES = ('fixed', 'fresh')
+
 
 class ForwardProcess(Protocol):
     """What a family needs from a forward process."""
@@ -162,3 +165,18 @@ def pixel_noise(images: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
     pixels = ((images + 1) * 127.5).round().to(torch.uint8).cpu()
     keys = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).digest() for image in pixels]
     return torch.stack([seeded_noise(shape, seed, int.from_bytes(key, 'big')) for key in keys]).to(images.device)
+
+
+def policy_noise(images: Tensor, shape: tuple[int, ...], policy: str, seed: int) -> Tensor:
+    """Noise of a policy of ``NOISES``, as ``ASelectDiT`` gives it in evaluation.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1].
+        shape: Shape of one noise.
+        policy: ``'fixed'`` or ``'fresh'``.
+        seed: The user's seed.
+
+    Returns:
+        (*shape) for ``'fixed'``, which broadcasts, (B, *shape) for ``'fresh'``; float32.
+    """
+    return seeded_noise(shape, seed) if policy == 'fixed' else pixel_noise(images, shape, seed)

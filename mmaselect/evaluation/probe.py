@@ -14,14 +14,12 @@ import torch
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmaselect.backbones import ASelectDiT
 from mmaselect.diffusion.family import Tap
-from mmaselect.diffusion.noise import pixel_noise, seeded_noise
+from mmaselect.diffusion.noise import NOISES, policy_noise
 from mmaselect.errors import InputError, check_choice
 from mmaselect.files import write_json
 from mmaselect.hooks.images import RunnerImages, find_backbone
 from mmaselect.progress import progress_bar
-from mmaselect.selection.search import NOISES
 
 #: Label of pixels that belong to no class, in mmseg.
 IGNORED = 255
@@ -88,7 +86,7 @@ def read_features(
             raise InputError('a probe needs labels; these images have none')
         latent = model.encode(batch.images)
         shape = tuple(latent.shape[1:])
-        drawn = _draw(images.backbone, batch.images, shape, noise)
+        drawn = policy_noise(batch.images, shape, noise, images.backbone.noise_seed)
         keep, target = _samples(batch.labels, batch.indices, seed)
         labels.append(target)
         for one in timesteps:
@@ -101,13 +99,6 @@ def read_features(
         if on_batch is not None:
             on_batch()
     return {key: torch.cat(parts).numpy() for key, parts in features.items()}, torch.cat(labels).numpy()
-
-
-def _draw(backbone: ASelectDiT, images: Tensor, shape: tuple[int, ...], noise: str) -> Tensor:
-    """The noise that the backbone gives in evaluation under a policy."""
-    if noise == 'fixed':
-        return seeded_noise(shape, backbone.noise_seed)
-    return pixel_noise(images, shape, backbone.noise_seed)
 
 
 def _samples(labels: Tensor, indices: Sequence[int], seed: int) -> tuple[Tensor | None, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmaselect.diffusion.family import Tap
 from mmaselect.diffusion.memory import is_out_of_memory
 from mmaselect.diffusion.model import FrozenDiffusion
-from mmaselect.diffusion.noise import seeded_noise
+from mmaselect.diffusion.noise import NOISES, seeded_noise
 from mmaselect.errors import InputError, check_choice, check_timestep, unknown
 from mmaselect.selection.bootstrap import (
     BINS,
@@ -35,8 +35,6 @@ from mmaselect.selection.instance import ViewCriterion
 logger = logging.getLogger('mmaselect')
 
 STRATEGIES = ('sweep', 'coarse-to-fine')
-#: ``'fixed'``: one noise for all images; ``'fresh'``: each image has its own.
-NOISES = ('fixed', 'fresh')
 #: Images that are centred together, and that the bootstrap draws together.
 GROUP = 4
 #: ``num_images='auto'`` begins with the first number of images and doubles it up to the second.
@@ -408,11 +406,13 @@ class Search:
 
     def _snapshot(self) -> tuple:
         binned = {number: value.clone() for number, value in self._binned.items()}
-        rows = {key: list(value) for key, value in self._rows.items()}
+        rows = {key: len(value) for key, value in self._rows.items()}
         return binned, dict(self._free), self._shared.clone(), self._counts.clone(), rows, len(self._kept)
 
     def _restore(self, state: tuple) -> None:
-        self._binned, self._free, self._shared, self._counts, self._rows, kept = state
+        self._binned, self._free, self._shared, self._counts, rows, kept = state
+        for key, parts in self._rows.items():
+            del parts[rows.get(key, 0) :]
         del self._kept[kept:]
 
     def _draw(self, shape: tuple[int, ...], indices: Sequence[int], draw: int) -> Tensor:
@@ -525,7 +525,8 @@ class Search:
                 key = (which, position, number, images)
                 if key not in self._judged:
                     # A rank may have had no images.
-                    kept = self._rows.get((criterion.kept, position, number), [(torch.empty(0), torch.empty(0).long())])
+                    kept = self._rows.get((criterion.kept, position, number))
+                    kept = kept or [(torch.empty(0), torch.empty(0).long())]
                     rows, groups = self.ranks.gather(*(torch.cat(parts) for parts in zip(*kept, strict=True)))
                     self._judged[key] = jackknife(criterion.score, rows, groups, criterion.leave_out)
                 whole, influence = self._judged[key]
