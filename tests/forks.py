@@ -176,7 +176,7 @@ def become(order: dict) -> None:
     os.environ.clear()
     os.environ.update(order['environment'])
     sys.argv = order['command']
-    paths = os.environ.get('PYTHONPATH', '').split(os.pathsep)
+    paths = filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))
     sys.path[:] = [str(Path(sys.argv[0]).parent), *(path for path in paths if path not in sys.path), *sys.path[1:]]
 
     import numpy

@@ -339,3 +339,19 @@ def test_slurm_scripts_pass_their_arguments_on(tmp_path, script, arguments, expe
     assert words[:4] == ['-p', 'part', '--job-name=job', '--gres=gpu:8']
     assert '--ntasks=16' in words
     assert words[-len(expected) :] == expected
+
+
+@pytest.mark.parametrize('path', ['', '/home/me/project'])
+@pytest.mark.parametrize(
+    ('program', 'script', 'arguments'),
+    [('python', 'dist_run.sh', ['train.py', '2', 'c.py']), ('srun', 'slurm_train.sh', ['part', 'job', 'c.py'])],
+)
+def test_the_working_directory_is_not_put_on_the_path(tmp_path, program, script, arguments, path):
+    """An empty entry in PYTHONPATH means it: a checkout there would hide the installed package."""
+    (tmp_path / program).write_text('#!/bin/sh\necho "PYTHONPATH=$PYTHONPATH"\n')
+    (tmp_path / program).chmod(0o755)
+    environment = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'PYTHONPATH': path}
+    command = ['bash', str(ROOT / 'tools' / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith('PYTHONPATH=')]
+    assert line == f'PYTHONPATH={":".join(filter(None, [f"{ROOT}/tools/..", path]))}'
