@@ -82,7 +82,7 @@ def make_transformer(variant: str, seed: int = 0) -> torch.nn.Module:
     """A whole diffusers transformer with random weights in which no gate is zero."""
     from diffusers import DiTTransformer2DModel, SD3Transformer2DModel
 
-    from mmaselect.diffusion.family import initialise
+    from mmaselect.diffusion.loading import initialise
 
     cls = SD3Transformer2DModel if family_of(variant) == 'SD3' else DiTTransformer2DModel
     model = cls(**TINY[variant])

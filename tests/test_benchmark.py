@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT, error_line
 from mmengine.registry import DefaultScope
 
-from mmaselect.diffusion.family import Tap
 from mmaselect.diffusion.model import DiffusionSpec
+from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError
 
 ARGS = argparse.Namespace(device='cpu', repeats=1, batch_size=2, size=64, images=4, timesteps=3)
@@ -79,11 +79,11 @@ def test_what_is_read_is_what_is_built(benchmark, folder, monkeypatch):
 def test_an_epoch_from_the_cache_runs_no_block(benchmark, tmp_path, monkeypatch):
     from mmaselect.diffusion.model import FrozenDiffusion
 
-    runs, iterate = [], FrozenDiffusion.iterate
+    runs, read = [], FrozenDiffusion.read
 
-    def counted(self, latent, noise, timestep):
+    def counted(self, latent, *rest):
         runs[-1] += len(latent)
-        return iterate(self, latent, noise, timestep)
+        return read(self, latent, *rest)
 
     def once(repeats, *works):
         for work in works:
@@ -91,7 +91,7 @@ def test_an_epoch_from_the_cache_runs_no_block(benchmark, tmp_path, monkeypatch)
             work()
         return [1.0, 30.0]
 
-    monkeypatch.setattr(FrozenDiffusion, 'iterate', counted)
+    monkeypatch.setattr(FrozenDiffusion, 'read', counted)
     monkeypatch.setattr(benchmark, 'interleave', once)
     runs.append(0)
     (row,) = benchmark.bench_cache(ARGS, tmp_path)

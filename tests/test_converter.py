@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmaselect.diffusion.families import DiT
-from mmaselect.diffusion.family import Tap, initialise
+from mmaselect.diffusion.loading import initialise
 from mmaselect.diffusion.model import DiffusionSpec
+from mmaselect.diffusion.taps import Tap
 
 WIDTH, HEADS, DEPTH, PATCH, SIDE, CLASSES = 48, 4, 3, 2, 8, 10
 

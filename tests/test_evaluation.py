@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import mmaselect
-from mmaselect.diffusion.family import Tap
+from mmaselect.diffusion.taps import Tap
 from mmaselect.evaluation.energy import PARTS
 from mmaselect.evaluation.figures import correlation, decompose, principal_colours, write_csv
 from mmaselect.evaluation.latents import remember_latents

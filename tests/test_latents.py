@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import mmaselect
-from mmaselect.diffusion.family import Tap
 from mmaselect.diffusion.latent import find_vae, load_vae
 from mmaselect.diffusion.loading import Identity
 from mmaselect.diffusion.noise import seeded_generator
+from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError
 from mmaselect.pretraining import EpsilonPrediction, FlowMatching, LatentDataset
 from mmaselect.pretraining.latents import checksum
@@ -236,7 +236,7 @@ def test_what_is_exported_loads_alone(vae, some, tmp_path, objective):
     data = make(vae, some)
     scheduler = {'scheduler': dict(beta_end=0.01)} if objective is EpsilonPrediction else {}
     model = objective(transformer=TINY, **scheduler).eval()
-    mmaselect.diffusion.family.initialise(model.transformer, 0)
+    mmaselect.diffusion.loading.initialise(model.transformer, 0)
     model.export(tmp_path / 'export', data.encoder)
     frozen = mmaselect.load(dict(type=objective.family.name, pretrained=tmp_path / 'export'), 1, 'output')
     assert (frozen.stride, frozen.image_size, frozen.num_blocks) == (16, 32, 2)

@@ -101,8 +101,8 @@ def test_converted_weights(write, marker, tmp_path, call_tool):
 def test_pretrained_weights_are_never_a_pickle(marker, tmp_path):
     from conftest import ROOT
 
-    from mmaselect.diffusion.family import Tap
     from mmaselect.diffusion.model import DiffusionSpec
+    from mmaselect.diffusion.taps import Tap
 
     folder = tmp_path / 'model'
     shutil.copytree(ROOT / ASSETS, folder)

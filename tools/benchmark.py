@@ -24,8 +24,8 @@ from torch import Tensor, nn
 import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
 from mmaselect import cli
 from mmaselect.diffusion.conditioning import zero_prompt
-from mmaselect.diffusion.family import Tap
 from mmaselect.diffusion.model import DiffusionSpec
+from mmaselect.diffusion.taps import Tap
 
 #: SD3.5-medium's shape: 24 blocks, dual attention in the first 13, RMS norms; a quarter of its width.
 SHAPE = dict(
@@ -103,9 +103,8 @@ def save_model(folder):
     from diffusers import AutoencoderKL, SD3Transformer2DModel
 
     from mmaselect.diffusion.conditioning import default_prompt_file, save_prompt
-    from mmaselect.diffusion.family import initialise
     from mmaselect.diffusion.latent import VAE_CONFIGS
-    from mmaselect.diffusion.loading import Source
+    from mmaselect.diffusion.loading import Source, initialise
 
     transformer = SD3Transformer2DModel(**SHAPE)
     initialise(transformer, 0)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from mmaselect.apis.images import Images
 from mmaselect.diffusion.families import FAMILIES
-from mmaselect.diffusion.family import Tap, all_taps, make_alternatives
 from mmaselect.diffusion.loading import Source
 from mmaselect.diffusion.memory import Halving, check_batch_size, fit_batch_size
 from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align, pad_to_cells
 from mmaselect.diffusion.noise import NOISES, policy_noise
+from mmaselect.diffusion.taps import Tap, all_taps, make_alternatives
 from mmaselect.errors import InputError, check_choice, check_timesteps
 from mmaselect.progress import progress_bar
 from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criterion
@@ -121,11 +121,14 @@ def extract(
         drawn = policy_noise(part, shape, noise, seed)
         found = {}
         for one in timesteps:
-            for tap, value in loaded.iterate(latent, drawn, one):
+
+            def take(tap: Tap, value: Tensor, one: float = one) -> None:
                 key = (one, *tap)
                 if key in features:
                     value = align(value.float(), _unpadded(source), loaded.stride)
                     found[key] = (value.mean((2, 3)) if pool else value).cpu()
+
+            loaded.read(latent, drawn, one, take)
         return [found[key] for key in features]
 
     read = Halving(read_part)

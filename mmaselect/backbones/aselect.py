@@ -13,9 +13,9 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from mmaselect.diffusion.family import COMPONENTS, Tap, all_taps, make_alternatives
 from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align, pad_to_cells
 from mmaselect.diffusion.noise import NOISES, pixel_noise, seeded_noise
+from mmaselect.diffusion.taps import COMPONENTS, Tap, all_taps, make_alternatives
 from mmaselect.errors import InputError, check_choice, check_count, check_number, check_timesteps
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -54,7 +54,7 @@ class ASelectDiT(BaseModule):
         block: Block to read, counted from 0, or several, or ``'auto'``: chosen by ``TimestepSelectionHook``. Until
             then the whole model is in memory.
         component: What to read of it, or several: ``'query'`` (the paper's), ``'key'``, ``'value'``,
-            ``'attention'``, ``'output'``, ``'modulated'``, see :class:`~mmaselect.diffusion.family.Tap`; or ``'auto'``.
+            ``'attention'``, ``'output'``, ``'modulated'``, see :class:`~mmaselect.diffusion.taps.Tap`; or ``'auto'``.
         timestep: In [0, 1000] (0 clean, 1000 noise), or several, or ``'auto'``.
         num_timesteps: How many timesteps ``'auto'`` chooses. Each costs a forward pass.
         noise: ``'fixed'`` gives every image the same noise, in training and evaluation: to the head it is a constant,

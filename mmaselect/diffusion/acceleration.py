@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmaselect.errors import InputError, check_choice
@@ -45,38 +46,38 @@ def check_compile(mode: bool | str) -> str | None:
     return COMPILE[check_choice(mode, 'compile', (False, *COMPILE))]
 
 
-def attention_kernel(name: str) -> Callable[[], AbstractContextManager]:
+def attention_kernel(name: str) -> AbstractContextManager:
     """Gives a context in which attention is computed by one kernel, or by none.
 
     Args:
         name: Of ``ATTENTION``; ``'auto'`` leaves the choice to torch.
     """
     backend = ATTENTION[name]
-    return nullcontext if backend is None else lambda: sdpa_kernel(backend)
+    return nullcontext() if backend is None else sdpa_kernel(backend)
 
 
-def compile_block(run: Callable[..., Any], mode: str | None) -> Callable[..., Any]:
-    """Compiles the function that runs a block.
+def compile_blocks(blocks: Iterable[nn.Module], mode: str | None) -> None:
+    """Compiles blocks where they stand.
 
     Blocks of one kind share what is compiled, so that compiling takes as long for 38 blocks as for one.
 
     Args:
-        run: Runs one block.
+        blocks: Modules in which nothing is read.
         mode: What :func:`check_compile` returned.
     """
+    for block in blocks:
+        block.compile(mode=mode)
+
+
+def compiling(mode: str | None) -> AbstractContextManager:
+    """Gives a context in which compiled blocks are run."""
     if mode is None:
-        return run
+        return nullcontext()
     config: Any = torch._dynamo.config
     # torch 2.6 knows it by its former name alone.
     limit = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'
-    compiled = torch.compile(run, mode=mode)
-
-    def run_compiled(*arguments: Any) -> Any:
-        # First, last, dual, read or not, and again once the batch size has changed: more kinds than torch allows for.
-        with config.patch({limit: RECOMPILE_LIMIT}):
-            return compiled(*arguments)
-
-    return run_compiled
+    # First, dual or not, and again once the batch size has changed: more kinds than torch allows for.
+    return config.patch({limit: RECOMPILE_LIMIT})
 
 
 def missing_kernel(error: RuntimeError, name: str, device: torch.device) -> InputError | None:

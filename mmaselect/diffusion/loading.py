@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from mmaselect.diffusion.noise import seeded_noise
 from mmaselect.errors import InputError, unknown
 
 #: Prefix of the models that come inside the package.
@@ -274,20 +276,51 @@ def load_into(
     module.load_state_dict(loaded, strict=True, assign=True)
 
 
+class EmptyParameters(TorchFunctionMode):
+    """Modules that are built in it have no weights yet, but buffers: the constructor computes what no file holds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Puts what is not filled on the meta device; layers make their weights this way."""
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs['device'] = 'meta'
+        return func(*args, **kwargs)
+
+
 def add_random(module: Any, identity: Identity, role: str, seed: int, dtype: torch.dtype) -> Any:
-    """Fills a module that was built on the meta device with random weights (see :func:`initialise`).
+    """Fills a module that was built without weights with random ones (see :func:`initialise`).
 
     Returns:
         The module, off the meta device.
     """
-    from mmaselect.diffusion.family import initialise
-
-    module.to_empty(device='cpu')
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            setattr(owner, name, nn.Parameter(torch.empty_like(parameter, device='cpu'), requires_grad=False))
     initialise(module, seed)
     for name, parameter in sorted(module.named_parameters()):
         identity.add(f'{role}.{name}', parameter)
         parameter.data = parameter.data.to(dtype)
     return module
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, seed: int) -> None:
+    """Fills a module with random weights that depend on the seed and the parameter's own name alone.
+
+    Zero-initialised gates would make every block an identity, and a random model is used to stand in for a trained
+    one, so each matrix gets variance 1 / fan_in and each vector a standard deviation of 0.02 (norm weights: 1).
+
+    Args:
+        module: Module whose parameters are overwritten in place.
+        seed: Any integer. Pruning the module does not change what the remaining parameters get.
+    """
+    for name, parameter in module.named_parameters():
+        noise = seeded_noise(tuple(parameter.shape), seed, *name.encode())
+        if parameter.dim() > 1:
+            value = noise / parameter[0].numel() ** 0.5
+        else:
+            value = 0.02 * noise + (1.0 if 'norm' in name and name.endswith('weight') else 0.0)
+        parameter.copy_(value)
 
 
 def check_class(config: dict[str, Any], allowed: Iterable[str], source: str, family: str) -> None:

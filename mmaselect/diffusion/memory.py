@@ -48,9 +48,8 @@ def fit_batch_size(model: FrozenDiffusion, image: Tensor, group: int = 1, draws:
 
     def passes() -> None:
         latent = model.encode(images)
-        noise = torch.zeros_like(latent)
-        for _ in zip(*(model.iterate(latent, noise, 0.0) for _ in range(draws)), strict=True):
-            pass
+        latent = latent.repeat(draws, 1, 1, 1)
+        model.read(latent, torch.zeros_like(latent), 0.0, lambda tap, value: None)
 
     measured = (_measure_cuda if device.type == 'cuda' else _measure_cpu)(passes)
     if measured is None:

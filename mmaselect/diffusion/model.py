@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mmaselect.diffusion.acceleration import check_attention, check_compile
 from mmaselect.diffusion.families import FAMILIES
-from mmaselect.diffusion.family import Family, Tap
+from mmaselect.diffusion.family import Family
 from mmaselect.diffusion.latent import (
     VAE_CONFIGS,
     LatentEncoder,
@@ -26,7 +26,17 @@ from mmaselect.diffusion.latent import (
     read_vae_config,
     standardise,
 )
-from mmaselect.diffusion.loading import Identity, Source, add_random, check_class, load_into, parse_dtype
+from mmaselect.diffusion.loading import (
+    EmptyParameters,
+    Identity,
+    Source,
+    add_random,
+    check_class,
+    load_into,
+    parse_dtype,
+)
+from mmaselect.diffusion.network import drop_unused
+from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError, check_choice, check_count, check_fields, check_flag, check_number
 
 logger = logging.getLogger('mmaselect')
@@ -98,25 +108,24 @@ class FrozenDiffusion(nn.Module):
         return self.encoder(images)
 
     @torch.no_grad()
-    def iterate(self, latent: Tensor, noise: Tensor, timestep: float) -> Iterator[tuple[Tap, Tensor]]:
+    def read(self, latent: Tensor, noise: Tensor, timestep: float, visit: Callable[[Tap, Tensor], object]) -> None:
         """Clean latents to maps, one after the other, so that memory does not grow with the number of taps.
 
         Args:
             latent: ``z_0``, (B, C, H, W).
             noise: Standard normal, broadcastable to ``latent``.
             timestep: In [0, 1000].
-
-        Yields:
-            Each tap, block by block, with its map (B, D, h, w).
+            visit: Called with each tap, block by block, and its map (B, D, h, w).
         """
         # Noising in float32: a bfloat16 latent keeps 8 bits, fewer than the image's own.
         noisy = self.family.process.add_noise(latent.float(), noise.to(latent.device).float(), timestep)
-        dtype = self.family.transformer.pos_embed.proj.weight.dtype
-        yield from self.family.iterate(noisy.to(dtype), timestep)
+        self.family.read(noisy.to(self.family.dtype), timestep, visit)
 
     def forward(self, latent: Tensor, noise: Tensor, timestep: float) -> dict[Tap, Tensor]:
-        """All taps of :meth:`iterate` at once."""
-        return dict(self.iterate(latent, noise, timestep))
+        """All taps of :meth:`read` at once."""
+        maps: dict[Tap, Tensor] = {}
+        self.read(latent, noise, timestep, maps.__setitem__)
+        return maps
 
 
 #: Fields of an architecture that are numbers of something.
@@ -261,7 +270,8 @@ class DiffusionSpec:
     @property
     def channels(self) -> int:
         """Channels of every map."""
-        return self.family.channels(self.config)
+        (shape,) = set(self.family.plan(self.config, [Tap(0, 'query')]).shapes.values())
+        return shape[0]
 
     @property
     def stride(self) -> int:
@@ -284,20 +294,18 @@ class DiffusionSpec:
             InputError: If the weights are missing, truncated or of another shape.
         """
         identity = Identity()
-        with torch.device('meta'):
+        with EmptyParameters():
             transformer = self.family.build(self.config)
-        self.family.prune(transformer, taps, self.normalised_qk)
+        drop_unused(transformer, self.family.plan(self.config, taps, self.normalised_qk).parameters)
         if self.source is None:
             transformer = add_random(transformer, identity, 'transformer', self.seed, self.dtype)
-            self.family.make_buffers(transformer)
         else:
             tensors = self.source.tensors('transformer', self.variant)
             load_into(transformer, tensors, identity, 'transformer', self.dtype)
-        self.family.restore_buffers(transformer)
         scheduler = self.source.read_json('scheduler/scheduler_config.json') if self.source else None
         process = self.family.make_process(scheduler or {}, self.shift)
-        extra = self._load_prompt(identity)
-        family = self.family(transformer, tuple(taps), process, self.normalised_qk, **extra)
+        prompt = self._load_prompt(identity, transformer.config)
+        family = self.family(transformer, tuple(taps), process, self.normalised_qk, prompt)
         family.accelerate(self.attention, self.compile)
         encoder = self._load_encoder(identity)
         if encoder.channels != family.latent_channels:
@@ -307,17 +315,17 @@ class DiffusionSpec:
         model = FrozenDiffusion(encoder, family, identity)
         return model if self.device is None else model.to(self.device)
 
-    def _load_prompt(self, identity: Identity) -> dict[str, Any]:
-        if not self.family.uses_prompt:
+    def _load_prompt(self, identity: Identity, config: Any) -> dict[str, Tensor] | None:
+        if not self.family.prompt_widths(config):
             if self.prompt is not None:
                 raise InputError(f'prompt={self.prompt!r}: {self.family.name} is class-conditional and takes no prompt')
-            return {}
+            return None
         from mmaselect.diffusion.conditioning import load_prompt
 
         embeds = load_prompt(self.prompt, self.source, self.config)
         for name, value in sorted(embeds.items()):
             identity.add(name, value)
-        return {'prompt': {name: value.to(self.dtype) for name, value in embeds.items()}}
+        return {name: value.to(self.dtype) for name, value in embeds.items()}
 
     def _load_encoder(self, identity: Identity) -> LatentEncoder:
         if self.latent == 'pixels':

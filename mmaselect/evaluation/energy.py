@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from mmaselect.diffusion.family import Tap
 from mmaselect.diffusion.model import FrozenDiffusion
 from mmaselect.diffusion.noise import seeded_noise
+from mmaselect.diffusion.taps import Tap
 from mmaselect.selection.features import Features
 from mmaselect.selection.search import Batch
 
@@ -46,18 +46,21 @@ def energy_parts(
     for batch in batches:
         latent = model.encode(batch.images)
         shape = tuple(latent.shape[1:])
-        noises = [torch.stack([seeded_noise(shape, seed, index, draw) for index in batch.indices]) for draw in (0, 1)]
+        noises = [seeded_noise(shape, seed, index, draw) for draw in (0, 1) for index in batch.indices]
+        noise = torch.stack(noises).to(latent.device)
         groups = torch.tensor(batch.groups).unique(return_inverse=True)[1]
         for timestep in timesteps:
-            passes = [model.iterate(latent, noise.to(latent.device), timestep) for noise in noises]
-            for (tap, a), (_, b) in zip(*passes, strict=True):
-                features = Features((a, b), groups)
+
+            def add(tap: Tap, maps: torch.Tensor, timestep: float = timestep, groups: torch.Tensor = groups) -> None:
+                features = Features(maps.chunk(2), groups)
                 found = []
                 for band in (None, sigma):
                     whole = (features.energy(0, 0, band) + features.energy(1, 1, band)) / 2
                     found += [whole, features.energy(0, 1, band), features.energy(0, 1, band, centred=True)]
                 value = torch.stack([one.sum() for one in found]).cpu()
                 sums[tap, timestep] = sums.get((tap, timestep), 0) + value
+
+            model.read(latent.repeat(2, 1, 1, 1), noise, timestep, add)
     return [_row(tap, timestep, *value.tolist()) for (tap, timestep), value in sums.items()]
 
 

@@ -14,8 +14,8 @@ import torch
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmaselect.diffusion.family import Tap
 from mmaselect.diffusion.noise import NOISES, policy_noise
+from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError, check_choice
 from mmaselect.files import write_json
 from mmaselect.hooks.images import RunnerImages, find_backbone
@@ -90,12 +90,14 @@ def read_features(
         keep, target = _samples(batch.labels, batch.indices, seed)
         labels.append(target)
         for one in timesteps:
-            for tap, value in model.iterate(latent, drawn, one):
-                if (one, tap) not in features:
-                    continue
-                value = value.float()
-                value = value.mean((2, 3)) if keep is None else value.permute(0, 2, 3, 1).flatten(0, 2)[keep]
-                features[one, tap].append(value.cpu())
+
+            def take(tap: Tap, value: Tensor, one: float = one, keep: Tensor | None = keep) -> None:
+                if (one, tap) in features:
+                    value = value.float()
+                    value = value.mean((2, 3)) if keep is None else value.permute(0, 2, 3, 1).flatten(0, 2)[keep]
+                    features[one, tap].append(value.cpu())
+
+            model.read(latent, drawn, one, take)
         if on_batch is not None:
             on_batch()
     return {key: torch.cat(parts).numpy() for key, parts in features.items()}, torch.cat(labels).numpy()

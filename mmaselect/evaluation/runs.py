@@ -18,7 +18,7 @@ import torch
 
 from mmaselect.backbones.aselect import FROZEN_ID, TAPS, TIMESTEP, read_choice
 from mmaselect.datasets import LAYOUTS
-from mmaselect.diffusion.family import Tap
+from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError
 from mmaselect.selection.report import name_taps, read_selection
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmaselect.diffusion.family import Tap
+from mmaselect.diffusion.taps import Tap
 
 
 @dataclass

@@ -14,8 +14,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 
 from mmaselect.backbones import ASelectDiT
-from mmaselect.diffusion.family import AUTO_COMPONENTS, COMPONENTS, Tap, all_taps
 from mmaselect.diffusion.memory import check_batch_size
+from mmaselect.diffusion.taps import AUTO_COMPONENTS, COMPONENTS, Tap, all_taps
 from mmaselect.errors import InputError, check_choice, check_count
 from mmaselect.hooks.images import RunnerImages, check_normalisation, find_backbone, unwrap
 from mmaselect.hooks.ranks import RunnerRanks

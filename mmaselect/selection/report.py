@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmaselect.diffusion.family import Tap
+from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError, check_timestep
 from mmaselect.files import atomic_path, write_json
 from mmaselect.selection.search import Choice, Sweep

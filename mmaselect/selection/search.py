@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmaselect.diffusion.family import Tap
 from mmaselect.diffusion.memory import is_out_of_memory
 from mmaselect.diffusion.model import FrozenDiffusion
 from mmaselect.diffusion.noise import NOISES, seeded_noise
+from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError, check_choice, check_timestep, unknown
 from mmaselect.selection.bootstrap import (
     BINS,
@@ -429,26 +429,28 @@ class Search:
         # Fresh noises of views must not be those of the image, nor depend on the criteria beside; a fixed one is the
         # same for all.
         view_draws = [0 if self.noise == 'fixed' else max(2, self.draws) + n for n in range(len(others))]
-        drawn = [self._draw(shape, batch.indices, draw).to(latent.device) for draw in [*range(self.draws), *view_draws]]
-        inputs = list(zip([image] * self.draws + others, drawn, strict=True))
+        drawn = [self._draw(shape, batch.indices, draw) for draw in [*range(self.draws), *view_draws]]
+        # One pass for all of them, so that one map per pass is all that is in memory.
+        noise = torch.cat([one.expand(len(image), *shape) for one in drawn]).to(latent.device)
+        inputs = torch.cat([image] * self.draws + others)
         names, groups = torch.tensor(batch.groups).unique(return_inverse=True)
         bins = names % BINS
         labels = None if batch.labels is None else batch.labels.to(latent.device)
         sketches: dict[int, list[Tensor]] = {number: [] for number in range(len(self.taps))}
         for position in positions:
             timestep = self.timesteps[position]
-            passes = [self.model.iterate(one, noise, timestep) for one, noise in inputs]
-            # In step, so that one map per pass is all that is in memory.
-            for read in zip(*passes, strict=True):
-                tap, number = read[0][0], self.taps.index(read[0][0])
-                maps = [value for _, value in read]
+
+            def visit(tap: Tap, value: Tensor, position: int = position, timestep: float = timestep) -> None:
+                number, maps = self.taps.index(tap), value.chunk(self.passes)
                 check_finite(maps, tap, timestep)
                 features = Features(maps[: self.draws], groups, labels, maps[self.draws :])
                 self._reduce(position, number, features, bins, names[groups])
                 if self.num_timesteps > 1:
                     sketches[number].append(sketch(features))
+
+            self.model.read(inputs, noise, timestep, visit)
             self._counts[1] += len(batch.indices) * self.passes * self.model.num_blocks
-            for _ in inputs:
+            for _ in range(self.passes):
                 if self.on_pass is not None:
                     self.on_pass()
         if self.num_timesteps > 1:

@@ -7,7 +7,7 @@ import torch
 from conftest import TINY, family_of, make_transformer
 
 from mmaselect.diffusion.families import FAMILIES
-from mmaselect.diffusion.family import COMPONENTS, Tap, make_taps
+from mmaselect.diffusion.taps import COMPONENTS, Tap, make_taps
 from mmaselect.errors import InputError
 
 VARIANTS = ('SD3', 'SD3.5-medium', 'SD3.5-large', 'DiT', 'SiT')
@@ -65,14 +65,15 @@ def diffusers_maps(variant, latent, timestep, block, normalised=False):
     return {name: value.transpose(1, 2).unflatten(2, (rows, columns)) for name, value in seen.items()}
 
 
-def our_maps(variant, latent, timestep, taps, normalised=False):
+def make_family(variant, taps, normalised=False, transformer=None):
     family = FAMILIES[family_of(variant)]
-    transformer = make_transformer(variant)
-    family.prune(transformer, taps, normalised)
-    extra = {'prompt': PROMPT} if family.uses_prompt else {}
-    model = family(transformer, taps, family.make_process({}, 1.0), normalised, **extra).eval()
+    transformer = make_transformer(variant) if transformer is None else transformer
+    return family(transformer, taps, family.make_process({}, 1.0), normalised, PROMPT).eval()
+
+
+def our_maps(variant, latent, timestep, taps, normalised=False):
     with torch.no_grad():
-        return model(latent, timestep)
+        return make_family(variant, taps, normalised)(latent, timestep)
 
 
 def make_latent(variant, height=8, width=8, batch=2):
@@ -126,29 +127,36 @@ def test_query_and_key_after_normalisation(component):
 
 @pytest.mark.parametrize('variant', VARIANTS)
 @pytest.mark.parametrize('component', COMPONENTS)
-def test_nothing_behind_the_tap_is_kept_or_run(variant, component):
-    family = FAMILIES[family_of(variant)]
+def test_what_is_kept_is_what_is_needed(variant, component):
+    """Everything else may be NaN."""
+    latent, taps = make_latent(variant), (Tap(2, component),)
+    expected = our_maps(variant, latent, 100, taps)[taps[0]]
     transformer = make_transformer(variant)
-    taps = (Tap(2, component),)
-    family.prune(transformer, taps)
-    extra = {'prompt': PROMPT} if family.uses_prompt else {}
-    model = family(transformer, taps, family.make_process({}, 1.0), **extra).eval()
-    run = set()
-    for name, module in transformer.named_modules():
-        module.register_forward_hook(lambda *_, name=name: run.add(name))
+    used = FAMILIES[family_of(variant)].plan(transformer.config, taps).parameters
     with torch.no_grad():
-        model(make_latent(variant), 100)
-
-    assert len(transformer.transformer_blocks) == 3
-    # What is kept is run: a parameter that is loaded for nothing would be a leaf module that never ran.
-    leaves = {name for name, module in transformer.named_modules() if list(module.parameters(recurse=False))}
-    assert leaves - run == set()
+        for name, parameter in transformer.named_parameters():
+            if name not in used:
+                parameter.fill_(float('nan'))
+    model = make_family(variant, taps, transformer=transformer)
+    assert {name for name, _ in transformer.named_parameters()} == used
+    with torch.no_grad():
+        assert torch.equal(model(latent, 100)[taps[0]], expected)
     attention = 'attn' if family_of(variant) == 'SD3' else 'attn1'
-    kept = {name for name, _ in transformer.transformer_blocks[2].named_parameters()}
-    feed_forward = {name for name in kept if name.startswith('ff')}
-    assert bool(feed_forward) == (component == 'output')
-    assert (f'{attention}.to_out.0.weight' in kept) == (component in ('attention', 'output'))
-    assert (f'{attention}.to_q.weight' in kept) == (component in ('query', 'attention', 'output'))
+    block = {name.removeprefix('transformer_blocks.2.') for name in used}
+    assert not any('transformer_blocks.3' in name for name in used)
+    assert any(name.startswith('ff.') for name in block) == (component == 'output')
+    assert (f'{attention}.to_out.0.weight' in block) == (component in ('attention', 'output'))
+    assert (f'{attention}.to_k.weight' in block) == (component in ('key', 'value', 'attention', 'output'))
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_a_dry_run_knows_sizes_and_order(variant):
+    taps = make_taps([2, 0], ['output', 'query', 'attention'], 4)
+    plan = FAMILIES[family_of(variant)].plan(TINY[variant], taps)
+    assert list(plan.shapes) == [Tap(block, name) for block in (0, 2) for name in ('query', 'attention', 'output')]
+    assert set(plan.shapes.values()) == {(64, 2)}
+    maps = our_maps(variant, make_latent(variant), 100, taps)
+    assert list(maps) == list(plan.shapes)
 
 
 def test_latents_that_do_not_fit_are_named():
@@ -180,7 +188,9 @@ def test_the_real_sd3_architectures(name, blocks, channels):
     config = FAMILIES['SD3'].architectures[name]
     with torch.device('meta'):
         model = FAMILIES['SD3'].build(FAMILIES['SD3'].complete(config))
-    assert (len(model.transformer_blocks), FAMILIES['SD3'].channels(config)) == (blocks, channels)
+    taps = make_taps(list(range(blocks)), ['query', 'output'], blocks)
+    plan = FAMILIES['SD3'].plan(FAMILIES['SD3'].complete(config), taps)
+    assert (len(model.transformer_blocks), set(plan.shapes.values())) == (blocks, {(channels, 2)})
     dual = [block.attn2 is not None for block in model.transformer_blocks]
     assert dual == [name == 'sd3.5-medium' and index < 13 for index in range(blocks)]
     # arXiv 2403.03206 and the model cards: 2.0, 2.5 and 8.1 billion parameters.

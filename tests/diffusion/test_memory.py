@@ -9,9 +9,9 @@ import torch
 
 from mmaselect import extract
 from mmaselect.diffusion import memory
-from mmaselect.diffusion.family import Tap
 from mmaselect.diffusion.memory import Halving, check_batch_size, fit_batch_size
 from mmaselect.diffusion.model import DiffusionSpec
+from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError
 
 OUT_OF_MEMORY = {
@@ -41,7 +41,7 @@ def test_as_many_as_fit(model, monkeypatch, taken, free, expected):
     monkeypatch.setattr(memory, '_measure_cpu', lambda work: (work(), (taken, free))[1])
     model.family.transformer.pos_embed.register_forward_hook(lambda _, args, __: passes.append(len(args[0])))
     assert fit_batch_size(model, torch.zeros(3, 64, 64), 4, draws=2) == expected
-    assert passes == [4, 4]
+    assert passes == [8]
 
 
 def test_where_memory_cannot_be_measured(model, monkeypatch):
@@ -106,15 +106,15 @@ def test_other_errors_are_not_hidden():
 def test_extraction_goes_on_with_halves(model, monkeypatch, noise):
     images = torch.rand(7, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     expected = extract(model, images, 100, noise=noise)
-    iterate, sizes = type(model).iterate, []
+    read, sizes = type(model).read, []
 
-    def limited(self, latent, drawn, timestep):
+    def limited(self, latent, *rest):
         sizes.append(len(latent))
         if len(latent) > 4:
             raise OUT_OF_MEMORY['accelerator']
-        return iterate(self, latent, drawn, timestep)
+        return read(self, latent, *rest)
 
-    monkeypatch.setattr(type(model), 'iterate', limited)
+    monkeypatch.setattr(type(model), 'read', limited)
     read = extract(model, images, 100, noise=noise, batch_size=7)
     assert sizes == [7, 4, 3]
     assert torch.allclose(read, expected, atol=1e-5)

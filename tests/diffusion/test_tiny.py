@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import mmaselect
-from mmaselect.diffusion.family import Tap
 from mmaselect.diffusion.latent import find_vae, load_vae
 from mmaselect.diffusion.loading import Identity
 from mmaselect.diffusion.model import DiffusionSpec
+from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError
 
 TAEF2 = SHARED_DATA / 'taef2'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 from dataclasses import replace
@@ -10,9 +11,9 @@ import pytest
 import torch
 from mmengine import dist
 
-from mmaselect.diffusion.family import Tap, make_taps
 from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.noise import seeded_noise
+from mmaselect.diffusion.taps import Tap, make_taps
 from mmaselect.errors import InputError
 from mmaselect.hooks.ranks import RunnerRanks
 from mmaselect.selection.criteria import FisherScore, HighFrequencyRatio, NoiseConsistentHFR
@@ -127,7 +128,8 @@ def together(monkeypatch, model, timesteps, criteria, shares, **more):
     def work(rank):
         ranks.here.rank = rank
         try:
-            results[rank] = run(Search(model, timesteps, criteria, ranks=RunnerRanks(), **more), [shares[rank]])
+            own = copy.deepcopy(model)
+            results[rank] = run(Search(own, timesteps, criteria, ranks=RunnerRanks(), **more), [shares[rank]])
         except BaseException as error:
             results[rank] = error
             ranks.barrier.abort()
@@ -249,13 +251,15 @@ def test_memory_does_not_grow_with_the_number_of_taps():
     import weakref
 
     model = DiffusionSpec('SiT', arch=ARCH, latent='pixels').load(make_taps([0, 1, 2], ['query', 'key'], 3))
-    alive, most = [], 0
-    for _, value in model.iterate(IMAGES, torch.zeros_like(IMAGES), 0):
+    alive, most = [], []
+
+    def visit(tap, value):
         alive.append(weakref.ref(value))
-        del value
         gc.collect()
-        most = max(most, sum(reference() is not None for reference in alive))
-    assert (len(alive), most) == (6, 1)
+        most.append(sum(reference() is not None for reference in alive))
+
+    model.read(IMAGES, torch.zeros_like(IMAGES), 0, visit)
+    assert most == [1] * 6
 
 
 def test_images_until_the_choice_is_stable():
@@ -378,18 +382,23 @@ def all_at_once():
     yield Batch(MANY[18:], list(range(18, 22)), torch.arange(18, 22) % 3)
 
 
-def run_out_of_memory(monkeypatch, model, most, error):
-    """Lets a model fail in the middle of a pass, with more images than ``most``; returns the sizes that it ran."""
-    iterate, sizes = model.iterate, []
+def run_out_of_memory(monkeypatch, model, most, error, passes):
+    """Lets a model fail in the middle of a pass, with more images than ``most``; returns how many it ran at once."""
+    read, sizes = model.read, []
 
-    def limited(latent, noise, timestep):
-        sizes.append(len(latent))
-        for number, item in enumerate(iterate(latent, noise, timestep)):
-            if number == 1 and len(latent) > most and timestep > 0:
+    def limited(latent, noise, timestep, visit):
+        sizes.append(len(latent) // passes)
+        reached = []
+
+        def fail(tap, value):
+            if reached and sizes[-1] > most and timestep > 0:
                 raise error
-            yield item
+            reached.append(tap)
+            visit(tap, value)
 
-    monkeypatch.setattr(model, 'iterate', limited)
+        read(latent, noise, timestep, fail)
+
+    monkeypatch.setattr(model, 'read', limited)
     return sizes
 
 
@@ -414,7 +423,8 @@ def test_a_batch_that_does_not_fit_memory_is_halved(strategy, error, monkeypatch
 
     whole = search(make_model())
     model = make_model()
-    sizes = run_out_of_memory(monkeypatch, model, 8, error)
+    # Two noises and a second view.
+    sizes = run_out_of_memory(monkeypatch, model, 8, error, passes=3)
     with caplog.at_level('WARNING', logger='mmaselect'):
         halved = search(model)
     # 18 images are five groups: two and three of them, of which the three are too many again.
@@ -440,14 +450,14 @@ def test_a_batch_that_does_not_fit_memory_is_halved(strategy, error, monkeypatch
 
 def test_one_group_that_does_not_fit_memory(monkeypatch):
     model = make_model()
-    run_out_of_memory(monkeypatch, model, 3, torch.OutOfMemoryError('CUDA out of memory.'))
+    run_out_of_memory(monkeypatch, model, 3, torch.OutOfMemoryError('CUDA out of memory.'), passes=1)
     with pytest.raises(InputError, match='4 images, the fewest that are scored together, do not fit memory'):
         run(Search(model, TIMESTEPS, [HighFrequencyRatio()]), [all_at_once()])
 
 
 def test_other_errors_of_the_model_are_not_swallowed(monkeypatch):
     model = make_model()
-    run_out_of_memory(monkeypatch, model, 8, RuntimeError('shapes do not match'))
+    run_out_of_memory(monkeypatch, model, 8, RuntimeError('shapes do not match'), passes=1)
     with pytest.raises(RuntimeError, match='shapes do not match'):
         run(Search(model, TIMESTEPS, [HighFrequencyRatio()]), [all_at_once()])
 

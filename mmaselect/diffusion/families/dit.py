@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from mmaselect.diffusion.family import (
-    PROJECTIONS,
-    Constants,
-    DiffusersModule,
-    Family,
-    merge_heads,
-    modulate,
-    modulation,
-    normalise,
-    project,
-    sincos_positions,
-    unused_projections,
-)
+from mmaselect.diffusion.family import DiffusersModule, Family
+from mmaselect.diffusion.network import Site
 from mmaselect.diffusion.noise import DDPM, ForwardProcess
 from mmaselect.errors import InputError
 
@@ -44,11 +31,7 @@ def architecture(layers: int, heads: int, head_dim: int, sample_size: int, patch
 
 
 class DiT(Family):
-    """DiT under the null class.
-
-    Every block of diffusers' model embeds timestep and class by itself. Both are the same for all images, so each block
-    is modulated by vectors that are computed once per timestep.
-    """
+    """DiT under the null class."""
 
     name = 'DiT'
     class_names: ClassVar[tuple[str, ...]] = ('DiTTransformer2DModel', 'Transformer2DModel')
@@ -58,6 +41,18 @@ class DiT(Family):
         'dit-l/2-256': architecture(24, 16, 64, 32),
         'dit-xl/2-256': architecture(28, 16, 72, 32),
         'dit-xl/2-512': architecture(28, 16, 72, 64),
+    }
+    sites = {
+        'modulated': Site('attn1.to_q', reads_input=True),
+        'query': Site('attn1.to_q'),
+        'key': Site('attn1.to_k'),
+        'value': Site('attn1.to_v'),
+        'attention': Site('attn1.to_out.0'),
+        'output': Site(''),
+    }
+    normalised_sites = {
+        'query': Site('attn1.norm_q', heads=True),
+        'key': Site('attn1.norm_k', heads=True),
     }
 
     @classmethod
@@ -103,69 +98,6 @@ class DiT(Family):
         return DDPM.from_scheduler_config(scheduler)
 
     @classmethod
-    def final_layers(cls) -> Iterable[str]:
-        """The output layers."""
-        return ('norm_out', 'proj_out_1', 'proj_out_2')
-
-    @classmethod
-    def unused(cls, block: DiffusersModule, components: frozenset[str], normalised: bool) -> Iterable[str]:
-        """What the last block does not need, from the back to the front."""
-        if 'output' in components:
-            return []
-        behind = ['norm3', 'ff']
-        if 'attention' not in components:
-            behind += ['attn1.to_out', *unused_projections('attn1', components, normalised)]
-        return behind
-
-    @classmethod
-    def restore_buffers(cls, transformer: DiffusersModule) -> None:
-        """Recomputes the position table, which diffusers does not save for DiT."""
-        table = sincos_positions(transformer.pos_embed)
-        transformer.pos_embed.register_buffer('pos_embed', table, persistent=False)
-
-    def time(self, timestep: float) -> float:
-        """What the network is told for a user's timestep: the index of the trained step."""
-        return self.process.network_timestep(timestep)
-
-    def prepare(self, timestep: float) -> Constants:
-        """The six modulation vectors of every block: shift, scale, gate, and those of its feed-forward."""
-        weight = self.transformer.pos_embed.proj.weight
-        time = torch.tensor([self.time(timestep)], device=weight.device)
-        null_class = torch.tensor([self.transformer.config.num_embeds_ada_norm], device=weight.device)
-        return Constants(
-            [
-                modulation(block.norm1, block.norm1.emb(time, null_class, hidden_dtype=weight.dtype))
-                for block in self.transformer.transformer_blocks
-            ]
-        )
-
-    def embed(self, latent: Tensor, constants: Constants) -> tuple[Tensor, None]:
-        """Patches plus positions."""
-        return self.transformer.pos_embed(latent), None
-
-    def run_block(
-        self,
-        block: DiffusersModule,
-        constants: tuple[Tensor, ...],
-        tokens: Tensor,
-        context: None,
-        wanted: tuple[str, ...],
-        last: bool,
-    ) -> tuple[Tensor, None, dict[str, Tensor]]:
-        """Diffusers' ``BasicTransformerBlock`` with ``ada_norm_zero``, readable on the way."""
-        attends = not last or 'attention' in wanted or 'output' in wanted
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = constants
-        normed = modulate(block.norm1.norm, tokens, shift, scale)
-        projections = project(block.attn1, normed, PROJECTIONS if attends else wanted)
-        ready = normalise(block.attn1, projections) if attends or self.normalised else {}
-        read = self._readable(projections, ready)
-        read['modulated'] = normed
-        if attends:
-            attended = F.scaled_dot_product_attention(ready['query'], ready['key'], ready['value'])
-            attended = block.attn1.to_out[0](merge_heads(attended))
-            read['attention'] = attended
-        if not last or 'output' in wanted:
-            tokens = gate.unsqueeze(1) * attended + tokens
-            tokens = gate_mlp.unsqueeze(1) * block.ff(modulate(block.norm3, tokens, shift_mlp, scale_mlp)) + tokens
-            read['output'] = tokens
-        return tokens, context, {name: read[name] for name in wanted}
+    def condition(cls, config: Any, latent: Tensor, prompt: dict[str, Tensor]) -> dict[str, Any]:
+        """The null class."""
+        return {'class_labels': torch.full((len(latent),), config.num_embeds_ada_norm, device=latent.device)}

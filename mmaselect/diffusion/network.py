@@ -1,0 +1,280 @@
+"""Any diffusers network as a reader: what its taps need is found by a dry run, and its own ``forward`` is stopped there.
+
+A dry run on the meta device costs no memory. It notes in which order the taps appear, their channels and stride, which
+parameters were used until the last of them, and which modules do not depend on the latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from mmaselect.errors import InputError
+
+#: Images of a dry run: a size that no dimension but the batch has.
+BATCH = 8191
+#: Timesteps whose constants are kept. A sweep over more computes them once per pass, at batch 1, which costs little.
+KEPT_TIMESTEPS = 8
+
+
+class Site(NamedTuple):
+    """Where in a diffusers network a tap is.
+
+    Attributes:
+        module: Path of a module.
+        item: Which of its outputs, where there are several.
+        reads_input: Take the module's first input instead.
+        heads: What is there is (B, heads, N, d).
+    """
+
+    module: str
+    item: int = 0
+    reads_input: bool = False
+    heads: bool = False
+
+    def pick(self, value: Any) -> Tensor:
+        """The tensor among the module's inputs or outputs: tokens (B, N, C), or a map (B, C, h, w)."""
+        value = value[self.item] if isinstance(value, (tuple, list)) else value
+        return value.transpose(1, 2).flatten(2) if self.heads else value
+
+
+@dataclass
+class Plan:
+    """What a dry run found out.
+
+    Attributes:
+        shapes: Channels and stride of each tap, in the order in which a pass reaches them. Strides are in latent pixels.
+        parameters: Names of those that a pass uses, up to the last tap.
+        constants: Modules that give the same for all images, by name; see :class:`Constant`.
+    """
+
+    shapes: dict[Any, tuple[int, int]] = field(default_factory=dict)
+    parameters: set[str] = field(default_factory=set)
+    constants: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+
+
+class _Stop(Exception):
+    """Ends diffusers' forward pass."""
+
+
+@contextmanager
+def reading(network: nn.Module, sites: Mapping[Any, Site], visit: Callable[[Any, Tensor], object]) -> Iterator[None]:
+    """Within it, a call of the network hands every tap to ``visit`` and ends at the last one.
+
+    Args:
+        network: A diffusers model.
+        sites: Where each tap is.
+        visit: Gets each tap and what :meth:`Site.pick` gives, when the pass is there.
+
+    Raises:
+        InputError: If the pass ended and had not reached every tap.
+    """
+    missing = dict.fromkeys(sites)
+
+    def make(tap: Any, site: Site) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: Any, output: Any = None) -> None:
+            if tap not in missing:
+                return
+            visit(tap, site.pick(inputs if site.reads_input else output))
+            del missing[tap]
+            if not missing:
+                raise _Stop
+
+        return hook
+
+    with ExitStack() as stack:
+        for tap, site in sites.items():
+            module = network.get_submodule(site.module)
+            register = module.register_forward_pre_hook if site.reads_input else module.register_forward_hook
+            stack.callback(register(make(tap, site)).remove)
+        with suppress(_Stop):
+            yield
+            raise InputError(f'{next(iter(missing))} was not reached: this network does not run it')
+
+
+class _Trace(TorchFunctionMode):
+    """Notes which parameters any operation receives, and which tensors depend on the latent."""
+
+    def __init__(self, network: nn.Module, latent: Tensor) -> None:
+        super().__init__()
+        self.names = {id(value): name for name, value in network.named_parameters()}
+        self.used: set[str] = set()
+        # The tensors are held, so that no other gets their number.
+        self.depending = {id(latent): latent}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        read = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        # To ask a parameter for its dtype is not to use it.
+        if getattr(func, '__name__', '') != '__get__':
+            self.used |= {self.names[id(value)] for value in read if id(value) in self.names}
+        if self.depends(read):
+            # In-place operations change what they are called on.
+            name = getattr(func, '__name__', '')
+            changed = read[:1] if name == '__setitem__' or (name.endswith('_') and not name.endswith('__')) else []
+            for value in [*tree_leaves(out), *changed]:
+                if isinstance(value, Tensor):
+                    self.depending[id(value)] = value
+        return out
+
+    def depends(self, value: Any) -> bool:
+        """Whether any tensor in there does."""
+        return any(id(one) in self.depending for one in tree_leaves(value))
+
+
+def dry_run(network: nn.Module, sites: Mapping[Any, Site], latent: Tensor, call: Callable[[Tensor], object]) -> Plan:
+    """Finds out what a pass up to the last tap is made of.
+
+    Args:
+        network: On the meta device.
+        sites: Where each tap is.
+        latent: (BATCH, C, H, W), on the meta device, square.
+        call: Runs the network on it.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: If the pass does not reach every tap.
+    """
+    plan, trace, calls = Plan(), _Trace(network, latent), dict[str, int]()
+    found: dict[str, tuple[Any, Any]] = {}
+
+    def visit(tap: Any, value: Tensor) -> None:
+        plan.shapes.setdefault(tap, _channels_and_stride(value, tuple(latent.shape[2:])))
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+            if tensors and not trace.depends((tensors, output)):
+                found[name] = (tree_map(_is_batched, (args, kwargs)), tree_map(_is_batched, output))
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, module in network.named_modules():
+            if name and any(True for _ in module.parameters()):
+                stack.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
+        with torch.no_grad(), trace, reading(network, sites, visit):
+            call(latent)
+    plan.parameters = trace.used
+    outermost: list[str] = []
+    for name in sorted(found):
+        if calls[name] == 1 and not any(name.startswith(f'{other}.') for other in outermost):
+            outermost.append(name)
+            plan.constants[name] = found[name]
+    return plan
+
+
+def _is_batched(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == BATCH
+
+
+def _channels_and_stride(value: Tensor, size: tuple[int, int]) -> tuple[int, int]:
+    """Of a map (B, C, h, w) or of tokens (B, N, C); the latent is square."""
+    if value.dim() == 4:
+        return value.shape[1], round(size[0] / value.shape[2])
+    return value.shape[2], max(1, round((size[0] * size[1] / value.shape[1]) ** 0.5))
+
+
+def to_map(value: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """What a tap gives as a map.
+
+    Args:
+        value: (B, C, h, w), or tokens (B, N, C), of which the image's come last.
+        size: Height and width of the latent.
+        stride: Latent pixels per cell.
+
+    Returns:
+        (B, C, h, w).
+    """
+    if value.dim() == 4:
+        return value
+    rows, columns = (-(-length // stride) for length in size)
+    return value[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
+
+
+def drop_unused(network: nn.Module, used: set[str]) -> None:
+    """Takes out of a network, in place, all parameters that are not named."""
+    for prefix, module in network.named_modules():
+        for name in list(module._parameters):
+            if (f'{prefix}.{name}' if prefix else name) not in used:
+                module._parameters[name] = None
+
+
+class Constants:
+    """Outputs of modules that do not depend on the image, of the last few timesteps."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, dict[str, Any]] = {}
+        self.batch = 1
+        self.now: dict[str, Any] = {}
+
+    def begin(self, key: Any, batch: int) -> None:
+        """Turns to a timestep; the latest stands last, and the first is the one that goes."""
+        self.batch, self.now = batch, self._known.pop(key, {})
+        self._known[key] = self.now
+        if len(self._known) > KEPT_TIMESTEPS:
+            del self._known[next(iter(self._known))]
+
+    def clear(self) -> None:
+        """Forgets them all."""
+        self._known.clear()
+        self.now = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+class Constant:
+    """In place of a module's ``forward``: computes it for one image, once per timestep.
+
+    Args:
+        module: The module.
+        name: Its name.
+        plan: Which of its inputs and outputs have a batch, see :class:`Plan`.
+        constants: Where outputs are kept.
+    """
+
+    def __init__(self, module: nn.Module, name: str, plan: tuple[Any, Any], constants: Constants) -> None:
+        self.module, self.name, self.constants = module, name, constants
+        self.inputs, self.outputs = plan
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the module's own, for the whole batch."""
+        if self.name not in self.constants.now:
+            args, kwargs = tree_map(lambda one, batched: one[:1] if batched else one, (args, kwargs), self.inputs)
+            self.constants.now[self.name] = type(self.module).forward(self.module, *args, **kwargs)
+        size = self.constants.batch
+        return tree_map(
+            lambda one, batched: one.expand(size, *one.shape[1:]) if batched else one,
+            self.constants.now[self.name],
+            self.outputs,
+        )
+
+
+def fold(network: nn.Module, plan: Plan, constants: Constants, but: Sequence[str] = ()) -> None:
+    """Makes a network compute its constants once per timestep.
+
+    Args:
+        network: The network, changed in place.
+        plan: Of its dry run.
+        constants: Where they are kept.
+        but: Paths of modules in which nothing is folded.
+    """
+    for module in network.modules():
+        if isinstance(module.__dict__.get('forward'), Constant):
+            del module.forward
+    for name, sizes in plan.constants.items():
+        if not any(name.startswith(f'{other}.') for other in but):
+            module = network.get_submodule(name)
+            module.forward = Constant(module, name, sizes, constants)  # type: ignore[method-assign]
