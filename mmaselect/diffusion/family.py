@@ -1,7 +1,7 @@
 """The contract of a family of diffusion models: how to call its diffusers network, and where its taps are.
 
-A family is a declaration. Which parameters a set of taps needs, the size of each map and where a pass ends are found by a
-dry run of diffusers' own ``forward``, see :mod:`~mmaselect.diffusion.network`.
+A family is a declaration. Which parameters a set of taps needs, the size of each map and where a pass ends are found by
+a dry run of diffusers' own ``forward``, see :mod:`~mmaselect.diffusion.network`.
 """
 
 from __future__ import annotations
@@ -311,9 +311,8 @@ def _plan(family: type[Family], config: str, taps: tuple[Tap, ...], normalised: 
         latent = torch.empty(BATCH, network.config.in_channels, side, side)
         widths = family.prompt_widths(network.config)
         # One token stands for the prompt's.
-        prompt = {
-            name: torch.empty(1, *([1] if name == 'prompt_embeds' else []), width) for name, width in widths.items()
-        }
+        shapes = {name: (1, 1, width) if name == 'prompt_embeds' else (1, width) for name, width in widths.items()}
+        prompt = {name: torch.empty(shape) for name, shape in shapes.items()}
         condition = family.condition(network.config, latent, prompt)
         time = torch.empty(BATCH)
     return dry_run(

@@ -1,4 +1,4 @@
-"""Any diffusers network as a reader: what its taps need is found by a dry run, and its own ``forward`` is stopped there.
+"""Any diffusers network as a reader: a dry run finds what its taps need, and its own ``forward`` is stopped there.
 
 A dry run on the meta device costs no memory. It notes in which order the taps appear, their channels and stride, which
 parameters were used until the last of them, and which modules do not depend on the latent.
@@ -50,7 +50,7 @@ class Plan:
     """What a dry run found out.
 
     Attributes:
-        shapes: Channels and stride of each tap, in the order in which a pass reaches them. Strides are in latent pixels.
+        shapes: Channels and stride (in latent pixels) of each tap, in the order in which a pass reaches them.
         parameters: Names of those that a pass uses, up to the last tap.
         constants: Modules that give the same for all images, by name; see :class:`Constant`.
     """

@@ -62,7 +62,7 @@ def test_compiled_blocks_agree(eager):
     found = model(noisy('SD3.5-medium'), 300.0)[TAPS[-1]]
     torch.testing.assert_close(found, eager['SD3.5-medium'][TAPS[-1]], rtol=1e-5, atol=1e-5)
     graphs = torch._dynamo.utils.counters['stats']['unique_graphs']
-    # First (its prompt is one for all images), dual, and without; nothing fell back, and a second pass compiles nothing.
+    # First (one prompt for all images), dual, and without; nothing fell back, and a second pass compiles nothing.
     assert graphs == 3
     other = noisy('SD3.5-medium', seed=1)
     expected = load('SD3.5-medium')(other, 700.0)[TAPS[-1]]
