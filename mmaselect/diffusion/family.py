@@ -91,7 +91,8 @@ class Family(nn.Module, ABC):
                 raise InputError(f'{name} is {prompt[name].shape[-1]} wide; this model expects {width}')
             self.register_buffer(name, prompt[name], persistent=False)
         self._constants = Constants()
-        self._attention, self._compile = 'auto', None
+        self._attention = 'auto'
+        self._compile: str | None = None
         self._set_taps(taps)
 
     # --- what a family declares ------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ class Family(nn.Module, ABC):
     @classmethod
     def find(cls, transformer: DiffusersModule, taps: Sequence[Tap], normalised: bool) -> dict[Tap, Site]:
         """Where each tap is in a network."""
-        found = {}
+        found: dict[Tap, Site] = {}
         for tap in taps:
             block = f'transformer_blocks.{tap.block}'
             sites = [cls.sites[tap.component]]
@@ -248,7 +249,7 @@ class Family(nn.Module, ABC):
             InputError: If the latent does not fit the model.
         """
         self._check(latent)
-        size, device = tuple(latent.shape[2:]), latent.device
+        size, device = (latent.shape[2], latent.shape[3]), latent.device
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
         self._constants.begin((timestep, autocast), len(latent))
         prompt = {name: getattr(self, name) for name in self.prompt_widths(self.transformer.config)}

@@ -149,7 +149,7 @@ def dry_run(network: nn.Module, sites: Mapping[Any, Site], latent: Tensor, call:
     found: dict[str, tuple[Any, Any]] = {}
 
     def visit(tap: Any, value: Tensor) -> None:
-        plan.shapes.setdefault(tap, _channels_and_stride(value, tuple(latent.shape[2:])))
+        plan.shapes.setdefault(tap, _channels_and_stride(value, (latent.shape[2], latent.shape[3])))
 
     def watch(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
