@@ -44,6 +44,21 @@ from mmaselect.errors import InputError
 DiffusersModule: TypeAlias = Any
 
 
+def block_sites(attention: str, item: int = 0) -> tuple[dict[str, Site], dict[str, Site]]:
+    """Where the components of a transformer's block are, before and after its q/k normalisation.
+
+    Args:
+        attention: The block's attention, a module of diffusers' ``Attention``.
+        item: Which of the block's outputs the image's tokens are.
+    """
+    projections = {'query': 'q', 'key': 'k', 'value': 'v'}
+    sites = {name: Site(f'{attention}.to_{letter}') for name, letter in projections.items()}
+    sites['modulated'] = Site(f'{attention}.to_q', reads_input=True)
+    sites['attention'] = Site(f'{attention}.to_out.0')
+    sites['output'] = Site('', item)
+    return sites, {name: Site(f'{attention}.norm_{name[0]}', heads=True) for name in ('query', 'key')}
+
+
 class Family(nn.Module, ABC):
     """A frozen diffusion model that stops at the last tap.
 

@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mmaselect.diffusion.family import DiffusersModule, Family
-from mmaselect.diffusion.network import Site
+from mmaselect.diffusion.family import DiffusersModule, Family, block_sites
 from mmaselect.diffusion.noise import DDPM, ForwardProcess
 from mmaselect.errors import InputError
 
@@ -42,18 +41,7 @@ class DiT(Family):
         'dit-xl/2-256': architecture(28, 16, 72, 32),
         'dit-xl/2-512': architecture(28, 16, 72, 64),
     }
-    sites = {
-        'modulated': Site('attn1.to_q', reads_input=True),
-        'query': Site('attn1.to_q'),
-        'key': Site('attn1.to_k'),
-        'value': Site('attn1.to_v'),
-        'attention': Site('attn1.to_out.0'),
-        'output': Site(''),
-    }
-    normalised_sites = {
-        'query': Site('attn1.norm_q', heads=True),
-        'key': Site('attn1.norm_k', heads=True),
-    }
+    sites, normalised_sites = block_sites('attn1')
 
     @classmethod
     def model_class(cls) -> type[DiffusersModule]:

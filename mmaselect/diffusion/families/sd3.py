@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmaselect.diffusion.family import DiffusersModule, Family
-from mmaselect.diffusion.network import Site
+from mmaselect.diffusion.family import DiffusersModule, Family, block_sites
 from mmaselect.diffusion.noise import ForwardProcess, RectifiedFlow
 
 
@@ -44,19 +43,7 @@ class SD3(Family):
         'sd3.5-medium': architecture(24, 384, dual=13, qk_norm='rms_norm'),
         'sd3.5-large': architecture(38, 192, qk_norm='rms_norm'),
     }
-
-    sites = {
-        'modulated': Site('attn.to_q', reads_input=True),
-        'query': Site('attn.to_q'),
-        'key': Site('attn.to_k'),
-        'value': Site('attn.to_v'),
-        'attention': Site('attn.to_out.0'),
-        'output': Site('', item=1),
-    }
-    normalised_sites = {
-        'query': Site('attn.norm_q', heads=True),
-        'key': Site('attn.norm_k', heads=True),
-    }
+    sites, normalised_sites = block_sites('attn', item=1)
 
     @classmethod
     def model_class(cls) -> type[DiffusersModule]:
