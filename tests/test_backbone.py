@@ -91,7 +91,7 @@ def test_nothing_of_the_frozen_model_can_be_trained_or_saved():
     assert all(torch.equal(value, before[name]) for name, value in model[0].diffusion.state_dict().items())
     assert not model[0](images())[0].requires_grad
     for state in (model.state_dict(), get_state_dict(model)):
-        assert set(state) == {'0.timestep', '0.frozen_id', '0.taps', '1.weight', '1.bias'}
+        assert set(state) == {'0.timestep', '0.recipe', '0.taps', '1.weight', '1.bias'}
 
 
 def test_an_average_of_weights_shares_the_frozen_model_and_a_later_choice():
@@ -118,12 +118,13 @@ def test_a_checkpoint_brings_its_timestep():
         assert target.timestep == 37.5
     state = source.state_dict()
     target.load_state_dict(state)
-    assert set(state) == {'timestep', 'frozen_id', 'taps'}
+    assert set(state) == {'timestep', 'recipe', 'taps'}
 
 
 def test_a_checkpoint_of_other_frozen_weights_is_refused():
     other = build(diffusion=dict(PIXELS, seed=1))
-    with pytest.raises(InputError, match=r'trained on frozen weights [0-9a-f]{12}, but [0-9a-f]{12} are in memory'):
+    short = r'[0-9a-f]{12}\.\.\.'
+    with pytest.raises(InputError, match=rf'trained on other features: weights={short} in the config, {short} then'):
         build().load_state_dict(other.state_dict())
     with pytest.raises(InputError, match="trained on block 2 query, but the config says block=1, component='query'"):
         load_state_dict(build(), build(block=2).state_dict())

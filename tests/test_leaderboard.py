@@ -79,7 +79,7 @@ def test_a_run_says_what_it_did(original):
     # The last validation, not the best one.
     assert run.value == pytest.approx(float(re.findall(r'accuracy/top1: ([\d.]+)', printed)[-1]), abs=1e-4)
     assert (run.seed, run.timesteps, run.taps) == (0, (selection['timestep'],), '2 query')
-    assert run.identity == selection['request']['identity']
+    assert run.recipe == selection['request']['recipe']
     assert run.block_evaluations == selection['block_evaluations'] == 3 * 40 * 3 * 2
     assert (run.task.images, run.task.image_size, run.task.metric) == (60, '16x16', 'top-1 accuracy (%)')
     assert run.task.dataset.startswith('CustomDataset few')
@@ -175,8 +175,17 @@ def test_a_checkpoint_that_does_not_match_its_log(copy):
     assert "is of the run 'other_20200101_000000'" in change(
         'other', lambda c: c['meta'].update(experiment_name='other_20200101_000000')
     )
-    assert 'lacks backbone.frozen_id' in change('foreign', lambda c: c['state_dict'].pop('backbone.frozen_id'))
-    assert 'differ in weights' in change('weights', lambda c: c['state_dict']['backbone.frozen_id'].add_(1))
+    assert 'lacks backbone.recipe' in change('foreign', lambda c: c['state_dict'].pop('backbone.recipe'))
+    assert 'recipe in the checkpoint cannot be read' in change(
+        'damaged', lambda c: c['state_dict']['backbone.recipe'].add_(1)
+    )
+
+    def another_seed(checkpoint):
+        recipe = json.loads(bytes(checkpoint['state_dict']['backbone.recipe'].tolist()))
+        content = json.dumps({**recipe, 'noise_seed': 1}, sort_keys=True).encode()
+        checkpoint['state_dict']['backbone.recipe'] = torch.tensor(list(content), dtype=torch.uint8)
+
+    assert 'differ in recipe' in change('recipe', another_seed)
     assert 'differ in timestep' in change('timestep', lambda c: c['state_dict']['backbone.timestep'].add_(1))
     assert 'differ in taps' in change('taps', lambda c: c['state_dict']['backbone.taps'].add_(1))
     folder = copy('gone')

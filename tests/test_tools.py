@@ -59,7 +59,7 @@ def test_training_selects_trains_and_saves_little(trained):
 
     checkpoint = torch.load(folder / 'epoch_3.pth', weights_only=True)
     backbone = {key: value for key, value in checkpoint['state_dict'].items() if key.startswith('backbone')}
-    assert set(backbone) == {'backbone.timestep', 'backbone.frozen_id', 'backbone.taps'}
+    assert set(backbone) == {'backbone.timestep', 'backbone.recipe', 'backbone.taps'}
     assert backbone['backbone.timestep'] == 400
     assert (folder / 'epoch_3.pth').stat().st_size < 200_000
     # 150 images in 3 epochs are enough to be far from the 10 % of chance.
@@ -101,7 +101,7 @@ def test_a_checkpoint_over_other_frozen_weights(trained, digits, tmp_path):
     diffusion = dict(_delete_=True, type='SiT', arch=arch, latent='pixels')
     other.write_text(f'_base_ = {str(CONFIG)!r}\nmodel = dict(backbone=dict(diffusion={diffusion!r}))\n')
     done = run_tool('test.py', other, folder / 'epoch_3.pth', '--work-dir', tmp_path, *options(digits))
-    assert re.search(r'trained on frozen weights [0-9a-f]{12}, but [0-9a-f]{12} are in memory', error_line(done))
+    assert re.search(r'trained on other features: .* in the config, .* then', error_line(done))
 
 
 @pytest.mark.parametrize(

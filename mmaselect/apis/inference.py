@@ -19,7 +19,7 @@ from mmaselect.diffusion.noise import NOISES, policy_noise
 from mmaselect.diffusion.taps import Tap, all_taps, make_alternatives
 from mmaselect.errors import InputError, check_choice, check_timesteps
 from mmaselect.progress import progress_bar
-from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criterion
+from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criteria
 from mmaselect.selection.report import Selection
 from mmaselect.selection.search import (
     GROUP,
@@ -194,7 +194,8 @@ def select(
         InputError: If an argument is out of range, or nothing in the features depends on the images.
     """
     config = dict(criterion or RECOMMENDED)
-    criteria = {one.label: one for one in map(build_criterion, [config, *([PAPER] if compare is None else compare)])}
+    others = [PAPER] if compare is None else list(compare)
+    criteria = build_criteria([config, *others], ['criterion', *['compare'] * len(others)])
     if isinstance(model, FrozenDiffusion):
         loaded, auto = model, 'auto' in (block, component)
         alternatives = [(tap,) for tap in loaded.family.taps] if auto else [loaded.family.taps]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -15,13 +16,16 @@ from torch import Tensor
 
 from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align, pad_to_cells
 from mmaselect.diffusion.noise import NOISES, pixel_noise, seeded_noise
+from mmaselect.diffusion.recipe import Recipe, describe, difference
 from mmaselect.diffusion.taps import COMPONENTS, Tap, all_taps, make_alternatives
 from mmaselect.errors import InputError, check_choice, check_count, check_number, check_timesteps
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 #: Names of the entries that the backbone adds to a checkpoint.
-TIMESTEP, FROZEN_ID, TAPS = 'timestep', 'frozen_id', 'taps'
+TIMESTEP, RECIPE, TAPS = 'timestep', 'recipe', 'taps'
+#: What stood in the place of the recipe in earlier revisions.
+FROZEN_ID = 'frozen_id'
 
 
 class _Frozen:
@@ -192,6 +196,12 @@ class ASelectDiT(BaseModule):
         """32 bytes that name the frozen weights, see :class:`~mmaselect.diffusion.loading.Identity`."""
         return self.diffusion.identity
 
+    @property
+    def recipe(self) -> Recipe:
+        """All that features depend on but timestep and taps, see :mod:`~mmaselect.diffusion.recipe`."""
+        own = dict(noise=self.noise, noise_seed=self.noise_seed, mean=self.mean, std=self.std)
+        return describe(self.diffusion, **own)
+
     def _apply(self, fn: Any, recurse: bool = True) -> ASelectDiT:
         """Moves the frozen model along with ``to()`` and ``cuda()``, which it would otherwise not hear of."""
         super()._apply(fn, recurse)
@@ -200,16 +210,20 @@ class ASelectDiT(BaseModule):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Takes the timestep over from a checkpoint, after a check that it belongs to these frozen weights."""
-        timesteps, taps, identity = read_choice(state_dict, prefix)
+        """Takes the timestep over from a checkpoint, after a check that its features were made as these are."""
+        if prefix + FROZEN_ID in state_dict:
+            raise InputError(
+                'the checkpoint is of an earlier revision of mmaselect and holds no recipe: train it again'
+            )
+        timesteps, taps, recipe = read_choice(state_dict, prefix)
         if timesteps is not None:
             self._take_over(timesteps, taps)
-        if identity is not None and self._frozen.model is not None and identity != self.identity:
+        if recipe is not None and self._frozen.model is not None and recipe != self.recipe:
             raise InputError(
-                f'the checkpoint was trained on frozen weights {identity.hex()[:12]}, but {self.identity.hex()[:12]} '
-                'are in memory: diffusion, block, component and prompt must be those of its training'
+                f'the checkpoint was trained on other features: {difference(self.recipe, recipe)}; diffusion, noise, '
+                'mean and std must be those of its training'
             )
-        own = (prefix + FROZEN_ID, prefix + TIMESTEP, prefix + TAPS)
+        own = (prefix + RECIPE, prefix + TIMESTEP, prefix + TAPS)
         others = {key: value for key, value in state_dict.items() if key not in own}
         super()._load_from_state_dict(others, prefix, *args)
 
@@ -335,7 +349,7 @@ class ASelectDiT(BaseModule):
 
 def read_choice(
     state_dict: dict[str, Tensor], prefix: str
-) -> tuple[tuple[float, ...] | None, tuple[Tap, ...] | None, bytes | None]:
+) -> tuple[tuple[float, ...] | None, tuple[Tap, ...] | None, Recipe | None]:
     """Reads what a checkpoint says of its backbone.
 
     Args:
@@ -343,19 +357,29 @@ def read_choice(
         prefix: Of the backbone's entries, with the dot.
 
     Returns:
-        Timesteps, taps and identity of the frozen weights; None for what it does not say.
+        Timesteps, taps and recipe; None for what it does not say.
+
+    Raises:
+        InputError: If the recipe is damaged.
     """
-    frozen_id, timestep, stored = (state_dict.get(prefix + key) for key in (FROZEN_ID, TIMESTEP, TAPS))
+    recipe, timestep, stored = (state_dict.get(prefix + key) for key in (RECIPE, TIMESTEP, TAPS))
     known = timestep is not None and not timestep.isnan().any()
     return (
         tuple(timestep.flatten().tolist()) if known else None,
         None if stored is None else tuple(Tap(block, COMPONENTS[part]) for block, part in stored.tolist()),
-        None if frozen_id is None else bytes(frozen_id.cpu().tolist()),
+        None if recipe is None else _read_recipe(recipe),
     )
 
 
+def _read_recipe(stored: Tensor) -> Recipe:
+    try:
+        return json.loads(bytes(stored.cpu().tolist()))
+    except ValueError as error:
+        raise InputError(f'the recipe in the checkpoint cannot be read: {error}') from error
+
+
 def _save_choice(backbone: ASelectDiT, state_dict: dict[str, Tensor], prefix: str, metadata: dict) -> None:
-    """Adds timestep and identity to a checkpoint: as tensors, because mmengine moves every entry to the CPU."""
+    """Adds timestep and recipe to a checkpoint: as tensors, because mmengine moves every entry to the CPU."""
     if backbone._frozen.model is None:
         return
     timesteps = [math.nan] * backbone.num_timesteps if not backbone.decided else backbone.timesteps
@@ -365,4 +389,5 @@ def _save_choice(backbone: ASelectDiT, state_dict: dict[str, Tensor], prefix: st
     if backbone.taps is not None:
         taps = [(tap.block, COMPONENTS.index(tap.component)) for tap in backbone.taps]
         state_dict[prefix + TAPS] = torch.tensor(taps, dtype=torch.int64)
-    state_dict[prefix + FROZEN_ID] = torch.tensor(list(backbone.identity), dtype=torch.uint8)
+    recipe = json.dumps(backbone.recipe, sort_keys=True).encode()
+    state_dict[prefix + RECIPE] = torch.tensor(list(recipe), dtype=torch.uint8)

@@ -37,8 +37,6 @@ PACKAGES = (
     'mmaselect', 'diffusers', 'mmcv', 'mmcv-lite', 'mmengine', 'mmpretrain', 'mmsegmentation', 'numpy',
     'opencv-python', 'pillow', 'torch', 'torchvision',
 )  # fmt: skip
-#: What of a VAE is not in its weights.
-SCALES = ('scaling_factor', 'shift_factor')
 #: Samples, and draws of each, from which it is told whether a pipeline is random: a flip goes unnoticed in 1 of 2**24.
 PROBES = (8, 4)
 
@@ -93,25 +91,13 @@ class FeatureCache:
         self._run = Halving(lambda images: [torch.stack(backbone(images), 1).to(dtype).cpu()])
 
     def _describe(self, config: dict[str, Any], preprocessor_config: dict[str, Any]) -> dict[str, Any]:
-        backbone, spec = self.backbone, self.backbone.spec
+        backbone = self.backbone
         pipelines, types = _pipelines(config), _types(config)
-        model = {key: value for key, value in spec.config.items() if not key.startswith('_')}
-        encoder = backbone.diffusion.encoder
         return {
-            'weights': backbone.identity.hex(),
+            'recipe': backbone.recipe,
             'taps': [list(tap) for tap in backbone.taps or ()],
             'timesteps': list(backbone.timesteps or ()),
-            'noise': backbone.noise,
-            'noise_seed': backbone.noise_seed,
-            'family': spec.family.name,
-            'architecture': fingerprint(model).hex(),
-            'encoder': [type(encoder).__name__, *(getattr(encoder, name, None) for name in SCALES)],
-            'process': fingerprint(vars(backbone.diffusion.family.process)).hex(),
-            'normalised_qk': spec.normalised_qk,
-            'compute_dtype': str(spec.dtype),
             'dtype': self.settings.dtype,
-            'mean': list(backbone.mean),
-            'std': list(backbone.std),
             'data_preprocessor': fingerprint(_plain(preprocessor_config)).hex(),
             'pipelines': json.loads(json.dumps(pipelines, default=str)),
             'pipeline_fingerprint': fingerprint(pipelines).hex(),

@@ -27,7 +27,7 @@ COLUMNS = {
     'block': 'taps',
     'selected by': 'criterion',
     'cost': 'cost',
-    'frozen weights': 'identity',
+    'recipe': 'recipe',
     'source': 'source',
 }
 
@@ -46,7 +46,7 @@ class Entry:
         taps: Block and component.
         criterion: What selected.
         cost: Block evaluations and seconds of the selection, seconds of the training.
-        identity: Of the frozen weights, 12 digits.
+        recipe: 12 digits of its digest.
         source: Where the numbers are from: work directories, or a citation.
         note: What a reader must know.
     """
@@ -60,7 +60,7 @@ class Entry:
     taps: str = ''
     criterion: str = ''
     cost: str = ''
-    identity: str = ''
+    recipe: str = ''
     source: str = ''
     note: str = ''
 
@@ -123,7 +123,7 @@ def make_leaderboard(folders: Sequence[str | Path], published: str | Path | None
 
 
 def summarise(runs: Sequence[Run]) -> list[Entry]:
-    """Makes one entry of all seeds of a config on the same frozen weights.
+    """Makes one entry of all seeds of a config with the same recipe.
 
     Args:
         runs: Finished runs.
@@ -168,7 +168,7 @@ def _summarise(members: list[Run], siblings: list[Run]) -> Entry:
         taps=_join(run.taps for run in chosen),
         criterion=_join(run.criterion or 'config' for run in chosen),
         cost=_cost(chosen),
-        identity=first.identity[:12],
+        recipe=first.recipe[:12],
         source=f'ours, {max(run.finished for run in chosen)}: ' + ', '.join(str(run.folder) for run in chosen),
         note='; '.join(notes),
     )

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmaselect.diffusion.noise import NOISES, policy_noise
+from mmaselect.diffusion.recipe import digest
 from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError, check_choice
 from mmaselect.files import write_json
@@ -154,8 +155,8 @@ def probe(
     backbone = find_backbone(runner)
     splits = {'train': runner.train_dataloader.dataset, 'val': runner.val_dataloader.dataset}
     request = {
-        'identity': backbone.identity.hex(), 'timesteps': timesteps, 'taps': [list(tap) for tap in taps],
-        'noise': noise, 'noise_seed': backbone.noise_seed, 'seed': seed,
+        'recipe': digest({**backbone.recipe, 'noise': noise}).hex(), 'timesteps': timesteps,
+        'taps': [list(tap) for tap in taps], 'noise': noise, 'seed': seed,
         'images': {name: len(dataset) for name, dataset in splits.items()},
     }  # fmt: skip
     known = _read_store(store)

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from mmaselect.backbones.aselect import FROZEN_ID, TAPS, TIMESTEP, read_choice
+from mmaselect.backbones.aselect import RECIPE, TAPS, TIMESTEP, read_choice
 from mmaselect.datasets import LAYOUTS
+from mmaselect.diffusion.recipe import digest
 from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError
 from mmaselect.selection.report import name_taps, read_selection
@@ -77,7 +78,7 @@ class Run:
         seed: Of the runner; None if none was set.
         timesteps: In use, in [0, 1000].
         taps: Blocks and components in use, as text.
-        identity: SHA-256 of the frozen weights, in hexadecimal.
+        recipe: Digest of all that its features depend on, in hexadecimal; see :mod:`~mmaselect.diffusion.recipe`.
         criterion: What selected; None where the config sets the timestep.
         block_evaluations: Of the selection: images times blocks times passes.
         selection_seconds: Of the selection.
@@ -93,7 +94,7 @@ class Run:
     seed: int | None
     timesteps: tuple[float, ...]
     taps: str
-    identity: str
+    recipe: str
     criterion: str | None
     block_evaluations: int | None
     selection_seconds: float | None
@@ -103,8 +104,8 @@ class Run:
 
     @property
     def variant(self) -> str:
-        """What must agree for two runs to be seeds of one entry: the settings and the frozen weights."""
-        content = json.dumps([self.settings, self.identity], sort_keys=True, default=str)
+        """What must agree for two runs to be seeds of one entry: the settings and the recipe."""
+        content = json.dumps([self.settings, self.recipe], sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -163,16 +164,19 @@ def read_run(folder: Path) -> Run:
     metric, value, seconds, end = _result(config, [line for lines in [*logs.values(), *made_up] for line in lines])
     checkpoint = _checkpoint(folder, last.parent.name, *end)
     state, meta = checkpoint['state_dict'], checkpoint['meta']
-    missing = [name for name in (FROZEN_ID, TIMESTEP, TAPS) if f'backbone.{name}' not in state]
+    missing = [name for name in (RECIPE, TIMESTEP, TAPS) if f'backbone.{name}' not in state]
     if missing:
         raise Incomplete(
             f'its checkpoint lacks backbone.{missing[0]}: not of an ASelectDiT backbone, or of an earlier revision'
         )
-    timesteps, taps, frozen = read_choice(state, 'backbone.')
+    try:
+        timesteps, taps, recipe = read_choice(state, 'backbone.')
+    except InputError as error:
+        raise Incomplete(str(error)) from error
     if timesteps is None:
         raise Incomplete('its checkpoint has no timestep: nothing had chosen one')
-    identity = frozen.hex()
-    selection = _selection(folder, config, identity, timesteps, taps)
+    name = digest(recipe).hex()
+    selection = _selection(folder, config, name, timesteps, taps)
     return Run(
         folder=folder,
         name=meta['experiment_name'].removesuffix(f'_{last.parent.name}'),
@@ -181,7 +185,7 @@ def read_run(folder: Path) -> Run:
         seed=config.get('randomness', {}).get('seed'),
         timesteps=timesteps,
         taps=', '.join(dict.fromkeys(f'{tap.block} {tap.component}' for tap in taps)),
-        identity=identity,
+        recipe=name,
         criterion=selection.get('criterion_label'),
         block_evaluations=selection.get('block_evaluations'),
         selection_seconds=selection.get('seconds'),
@@ -298,7 +302,7 @@ def _checkpoint(folder: Path, stamp: str, unit: str, end: int) -> dict[str, Any]
 
 
 def _selection(
-    folder: Path, config: dict[str, Any], identity: str, timesteps: tuple[float, ...], taps: tuple[Tap, ...]
+    folder: Path, config: dict[str, Any], recipe: str, timesteps: tuple[float, ...], taps: tuple[Tap, ...]
 ) -> dict[str, Any]:
     """``selection.json``, if it is the one that the checkpoint was trained with; empty where none was needed."""
     backbone = config.get('model', {}).get('backbone', {})
@@ -315,9 +319,9 @@ def _selection(
         found = {'taps': ([name_taps([tap]) for tap in taps], decision['taps'])}
         if backbone.get('timestep', 'auto') == 'auto':
             found['timestep'] = (list(timesteps), [float(value) for value in decision['timesteps']])
-        # A model that was pruned after the selection has another identity than the one that it was selected on.
+        # A model that was pruned after the selection has another recipe than the one that it was selected on.
         if len(request['alternatives']) == 1:
-            found['weights'] = (request['identity'], identity)
+            found['recipe'] = (request['recipe'], recipe)
     except (KeyError, TypeError, ValueError) as error:
         raise Incomplete(f'its selection.json is not of this revision: {error!r}') from error
     for what, (left, right) in found.items():

@@ -15,12 +15,13 @@ from mmengine.runner import BaseLoop, Runner
 
 from mmaselect.backbones import ASelectDiT
 from mmaselect.diffusion.memory import check_batch_size
+from mmaselect.diffusion.recipe import digest
 from mmaselect.diffusion.taps import AUTO_COMPONENTS, COMPONENTS, Tap, all_taps
 from mmaselect.errors import InputError, check_choice, check_count
 from mmaselect.hooks.images import RunnerImages, check_normalisation, find_backbone, unwrap
 from mmaselect.hooks.ranks import RunnerRanks
 from mmaselect.progress import progress_bar
-from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criterion
+from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criteria
 from mmaselect.selection.report import Selection, read_selection
 from mmaselect.selection.search import (
     STRATEGIES,
@@ -102,16 +103,12 @@ class TimestepSelectionHook(Hook):
         check_count(seed, 'seed', 0)
         check_candidates(blocks, components)
         self.config = RECOMMENDED if criterion is None else criterion
-        self.criterion = build_criterion(self.config)
-        self.config = dict(self.config)
-        self.criteria, self.configs = {self.criterion.label: self.criterion}, [self.config]
         if not isinstance(compare, (list, tuple)):
             raise InputError(f'compare={compare!r} is not valid: give a list of criteria')
-        for entry in compare:
-            other = build_criterion(entry, 'compare')
-            if other.label not in self.criteria:
-                self.criteria[other.label] = other
-                self.configs.append(dict(entry))
+        fields = ['criterion', *['compare'] * len(compare)]
+        self.criteria = build_criteria([self.config, *compare], fields)
+        self.criterion = next(iter(self.criteria.values()))
+        self.config = dict(self.config)
         check_choice(search, 'search', STRATEGIES)
         if isinstance(stability, bool) or not isinstance(stability, (int, float)) or not 0 < stability <= 1:
             raise InputError(f'stability={stability!r} is not valid: give a share in (0, 1]')
@@ -263,19 +260,19 @@ class TimestepSelectionHook(Hook):
 
     def _request(self, backbone: ASelectDiT) -> dict[str, Any]:
         """What was asked for: a stored selection is only reused if this is the same."""
-        return {
-            'identity': backbone.identity.hex(),
+        request = {
+            'recipe': digest(backbone.recipe).hex(),
             'alternatives': [[list(tap) for tap in taps] for taps in self._alternatives(backbone)],
             'num_timesteps': backbone.num_timesteps,
-            'criteria': json.loads(json.dumps(self.configs)),
+            'criteria': [criterion.parameters for criterion in self.criteria.values()],
             'timesteps': self.timesteps,
             'search': self.search,
             'num_images': self.num_images,
             'stability': self.stability,
             'seed': self.seed,
-            'noise': backbone.noise,
-            'noise_seed': backbone.noise_seed,
         }
+        # As it comes back from the file.
+        return json.loads(json.dumps(request))
 
     def _report(
         self, runner: Runner, selection: Selection, request: dict[str, Any], images: RunnerImages

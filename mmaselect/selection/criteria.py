@@ -5,6 +5,7 @@ A new criterion is a new class and one more name in ``CRITERIA``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -155,6 +156,30 @@ CRITERIA: dict[str, type[Criterion]] = {
 RECOMMENDED = dict(type='InstanceInformation')
 #: The criterion of arXiv 2603.25758. Its sigma is ours, the paper's is not public.
 PAPER = dict(type='HighFrequencyRatio', sigma=0.25)
+
+
+def build_criteria(configs: Sequence[dict[str, Any] | Criterion], fields: Sequence[str]) -> dict[str, Criterion]:
+    """Builds several criteria, each once, under names that differ.
+
+    Args:
+        configs: See :func:`build_criterion`.
+        fields: The name of each in the config.
+
+    Returns:
+        The criteria by label; where two would have the same, the second one's says in what they differ.
+    """
+    criteria: dict[str, Criterion] = {}
+    for config, field in zip(configs, fields, strict=True):
+        criterion = build_criterion(config, field)
+        mine = criterion.parameters
+        if any(mine == other.parameters for other in criteria.values()):
+            continue
+        if criterion.label in criteria:
+            other = criteria[criterion.label].parameters
+            differing = ', '.join(f'{name}={value!r}' for name, value in mine.items() if value != other[name])
+            criterion.label = f'{criterion.label} [{differing}]'
+        criteria[criterion.label] = criterion
+    return criteria
 
 
 def build_criterion(config: dict[str, Any] | Criterion, field: str = 'criterion') -> Criterion:

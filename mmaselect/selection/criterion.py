@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -20,12 +21,22 @@ class Criterion(ABC):
     Attributes:
         draws: Independent noises per image that it needs.
         needs_labels: Whether it reads the labels of the images.
-        label: Name with its parameters, for reports.
+        label: Name for people, with the parameters that matter most.
+
+    Every argument of a criterion's constructor is an attribute of the same name.
     """
 
     draws: int = 1
     needs_labels: bool = False
     label: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Its type and every argument, given or default: two criteria that agree in them are the same."""
+        names = [name for name in inspect.signature(type(self).__init__).parameters if name != 'self']
+        values = {name: getattr(self, name) for name in names}
+        plain = {name: getattr(value, 'fields', value) for name, value in values.items()}
+        return {'type': type(self).__name__, **plain}
 
 
 class SummedCriterion(Criterion):

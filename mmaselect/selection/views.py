@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,11 @@ class Views:
         check_number(self.blur, 'views.blur', 0)
         if self.aligned and not self.colour and not self.blur:
             raise InputError('views vary nothing: give crop below 1, mirror, rotate, colour or blur')
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """As a config has them."""
+        return asdict(self)
 
     @property
     def aligned(self) -> bool:
