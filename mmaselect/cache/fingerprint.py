@@ -107,5 +107,5 @@ def _code(path: Path) -> str:
     for node in ast.walk(tree):
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         if isinstance(node, documented) and ast.get_docstring(node) is not None:
-            node.body[0] = ast.Pass()
+            del node.body[0]
     return ast.dump(tree)
