@@ -172,6 +172,22 @@ def test_the_normalisation_is_undone():
     torch.testing.assert_close(plain.to_unit_range(pixels), expected, rtol=0, atol=1e-6)
 
 
+def test_a_checkpoint_brings_its_normalisation():
+    """Where the config does not say it, and there is no runner to ask."""
+    source, target = build(mean=(1, 2, 3), std=(4, 5, 6)), build()
+    assert (target.mean, target.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    copied = copy.deepcopy(target)
+    target.load_state_dict(source.state_dict())
+    for backbone in (target, copied):
+        assert (backbone.mean, backbone.std) == ((1, 2, 3), (4, 5, 6))
+    with pytest.raises(
+        InputError, match=r'trained on other features: mean=\[0.0, 2.0, 3.0\] in the config, \[1.0, 2.0'
+    ):
+        build(mean=(0, 2, 3), std=(4, 5, 6)).load_state_dict(source.state_dict())
+    with pytest.raises(InputError, match=r'mean=\(1, 2, 3\), std=None: give both, or neither to take the data_prepro'):
+        build(mean=(1, 2, 3))
+
+
 def test_sizes_between_patches_are_padded():
     backbone = build()
     assert backbone(images(height=9, width=11))[0].shape == (2, 16, 5, 6)

@@ -24,8 +24,8 @@ BACKBONE = {
     'num_timesteps': NOT_COUNTS,
     'noise': ['loud', None, 3, []],
     'noise_seed': [*NOT_SEEDS, None],
-    'mean': [None, 3, [1, 2], 'abc', [1, 2, 'x'], [math.nan, 0, 0]],
-    'std': [[0, 1, 1], [-1, 1, 1], [1, 2], None, 'abc', [math.inf, 1, 1]],
+    'mean': [3, [1, 2], 'abc', [1, 2, 'x'], [math.nan, 0, 0]],
+    'std': [[0, 1, 1], [-1, 1, 1], [1, 2], 'abc', [math.inf, 1, 1]],
     'cache': ['folder', 3, ['dir']],
     'blocks': [3],
 }

@@ -66,7 +66,10 @@ def attempt(call_tool, data, tmp_path):
         (dict(model__backbone__timestep=1200), 'timestep=1200 is not a timestep: give a number from 0 (clean) to 1000'),
         (dict(model__backbone__diffusion__pretrained='/none'), "pretrained='/none' is not a folder"),
         (dict(model__backbone__diffusion__type='SD3'), 'which is not of family SD3'),
-        (dict(model__backbone__mean='[0,0,0]'), 'set model.backbone.mean=[127.5, 127.5, 127.5]'),
+        (
+            dict(model__backbone__mean='[0,0,0]', model__backbone__std='[1,1,1]'),
+            'set model.backbone.mean=[127.5, 127.5, 127.5]',
+        ),
         (
             dict(custom_hooks='[]'),
             "timestep='auto', but nothing has chosen one: add dict(type='TimestepSelectionHook')",

@@ -30,13 +30,12 @@ def main():
     cfg = merge_args(cli.load_config(args), args)
     from mmaselect.cache.hook import make_cache, read_settings
     from mmaselect.hooks import TimestepSelectionHook
-    from mmaselect.hooks.images import check_normalisation, find_backbone, unwrap
+    from mmaselect.hooks.images import find_backbone
 
     settings = read_settings(cfg.model.backbone.cache)
     load_from, cfg.resume = cfg.get('load_from'), False
     runner = cli.build_runner(cfg, 'train_dataloader')
     backbone = find_backbone(runner)
-    check_normalisation(backbone, unwrap(runner).data_preprocessor)
     if load_from:
         runner.load_checkpoint(load_from)
     if not backbone.decided:

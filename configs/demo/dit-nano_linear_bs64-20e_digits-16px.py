@@ -5,10 +5,7 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(
-    backbone=dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]),
-    head=dict(num_classes=10),
-)
+model = dict(head=dict(num_classes=10))
 # A digit that is mirrored is another sign, or none: its views are turned a little instead.
 custom_hooks = [
     dict(

@@ -40,6 +40,7 @@ class _Frozen:
         self.model: FrozenDiffusion | None = None
         self.timesteps = timesteps
         self.taps = taps
+        self.normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __deepcopy__(self, memo: dict) -> _Frozen:
         return self
@@ -65,8 +66,9 @@ class ASelectDiT(BaseModule):
             which costs far less accuracy than noise that varies. ``'fresh'`` draws anew in training, and in evaluation
             gives every image a noise of its own that depends on nothing but its pixels.
         noise_seed: Seed of the noise in evaluation, and of the fixed one.
-        mean: Per channel, what the ``data_preprocessor`` subtracted from images in [0, 255], in RGB order.
-        std: Per channel, what it divided by.
+        mean: Per channel, what the ``data_preprocessor`` subtracts from images in [0, 255], in RGB order. None takes it
+            from there (our hooks do so) or from a checkpoint; where neither is at hand, ImageNet's.
+        std: Per channel, what it divides by; goes with ``mean``.
         cache: Keep the features of the training images instead of computing them in every epoch:
             ``dict(dir=..., dtype='bfloat16', views=1)``, see :class:`~mmaselect.cache.settings.CacheSettings`. Goes
             with ``dict(type='FeatureCacheHook')`` in ``custom_hooks``.
@@ -89,8 +91,8 @@ class ASelectDiT(BaseModule):
         num_timesteps: int = 1,
         noise: str = 'fixed',
         noise_seed: int = 0,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         cache: dict[str, Any] | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
@@ -103,10 +105,14 @@ class ASelectDiT(BaseModule):
             raise InputError(f"num_timesteps={num_timesteps} goes with timestep='auto', not with {timestep!r}")
         check_choice(noise, 'noise', NOISES)
         for name, values, least in (('mean', mean, -math.inf), ('std', std, 0)):
+            if values is None:
+                continue
             if not isinstance(values, (list, tuple)) or len(values) != 3:
                 raise InputError(f'{name}={values!r} is not valid: give three numbers')
             for value in values:
                 check_number(value, name, least, open_low=least == 0)
+        if (mean is None) != (std is None):
+            raise InputError(f"mean={mean!r}, std={std!r}: give both, or neither to take the data_preprocessor's")
         if cache is not None and not isinstance(cache, dict):
             raise InputError(f"cache={cache!r} is not valid: give dict(dir='FOLDER'), or None")
         if not isinstance(diffusion, dict):
@@ -118,13 +124,14 @@ class ASelectDiT(BaseModule):
         self.configured_timesteps = None if timestep == 'auto' else check_timesteps(timestep)
         self.num_timesteps = len(self.configured_timesteps or ()) or num_timesteps
         self.noise, self.noise_seed = noise, noise_seed
-        self.mean, self.std = tuple(mean), tuple(std)
         self.cache = None if cache is None else dict(cache)
         self.out_channels = (self.spec.channels,) * (self.num_timesteps * len(self.alternatives[0]))
         self.stride = self.spec.stride
         self._noise_cache: dict[tuple, Tensor] = {}
         chosen = self.alternatives[0] if len(self.alternatives) == 1 else None
         self._frozen = _Frozen(self.configured_timesteps, chosen)
+        if mean is not None and std is not None:
+            self.set_normalisation(mean, std)
         # On the meta device only shapes are asked for (tests and tools build the largest models there).
         if torch.empty(()).device.type != 'meta':
             self._frozen.model = self.spec.load(all_taps(self.alternatives))
@@ -192,6 +199,25 @@ class ASelectDiT(BaseModule):
         self._frozen.timesteps = timesteps
 
     @property
+    def normalisation_is_known(self) -> bool:
+        """Whether the config, the data preprocessor or a checkpoint said what images are normalised by."""
+        return self._frozen.normalisation is not None
+
+    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Says what images are normalised by, for this backbone and every copy of it; see the arguments."""
+        self._frozen.normalisation = tuple(map(float, mean)), tuple(map(float, std))
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """What was subtracted from each channel of the images."""
+        return (self._frozen.normalisation or (IMAGENET_MEAN, IMAGENET_STD))[0]
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """What each channel was divided by."""
+        return (self._frozen.normalisation or (IMAGENET_MEAN, IMAGENET_STD))[1]
+
+    @property
     def identity(self) -> bytes:
         """32 bytes that name the frozen weights, see :class:`~mmaselect.diffusion.loading.Identity`."""
         return self.diffusion.identity
@@ -218,6 +244,8 @@ class ASelectDiT(BaseModule):
         timesteps, taps, recipe = read_choice(state_dict, prefix)
         if timesteps is not None:
             self._take_over(timesteps, taps)
+        if recipe is not None and not self.normalisation_is_known:
+            self.set_normalisation(recipe['mean'], recipe['std'])
         if recipe is not None and self._frozen.model is not None and recipe != self.recipe:
             raise InputError(
                 f'the checkpoint was trained on other features: {difference(self.recipe, recipe)}; diffusion, noise, '

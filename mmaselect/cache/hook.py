@@ -16,7 +16,7 @@ from mmaselect.cache.dataset import CACHED, MAPS, CachedFeatures, cached_loader
 from mmaselect.cache.samples import SampleForm
 from mmaselect.cache.settings import CacheSettings
 from mmaselect.errors import InputError
-from mmaselect.hooks.images import check_normalisation, find_backbone, unwrap
+from mmaselect.hooks.images import find_backbone, unwrap
 
 
 @HOOKS.register_module()
@@ -43,7 +43,6 @@ class FeatureCacheHook(Hook):
         """Checks the settings, before anything is computed."""
         backbone = find_backbone(runner)
         self.settings = read_settings(backbone.cache)
-        check_normalisation(backbone, unwrap(runner).data_preprocessor)
 
     def before_train(self, runner: Runner) -> None:
         """Puts features in the place of images."""

@@ -172,34 +172,41 @@ def unwrap(runner: Runner) -> Any:
 
 
 def find_backbone(runner: Runner) -> ASelectDiT:
-    """Finds the backbone in a runner's model.
+    """Finds the backbone in a runner's model, and tells it how the model's images are normalised.
 
     Raises:
-        InputError: If there is none, or more than one.
+        InputError: If there is none, or more than one, or if its ``mean`` and ``std`` are not the data preprocessor's.
     """
-    found = [module for module in unwrap(runner).modules() if isinstance(module, ASelectDiT)]
+    model = unwrap(runner)
+    found = [module for module in model.modules() if isinstance(module, ASelectDiT)]
     if len(found) != 1:
         raise InputError(f'TimestepSelectionHook needs a model with one ASelectDiT backbone; this one has {len(found)}')
+    _settle_normalisation(found[0], model.data_preprocessor)
     return found[0]
 
 
-def check_normalisation(backbone: ASelectDiT, preprocessor: torch.nn.Module) -> None:
-    """Compares what the data preprocessor does with what the backbone undoes.
+def _settle_normalisation(backbone: ASelectDiT, preprocessor: torch.nn.Module) -> None:
+    """Tells the backbone what the data preprocessor does to images, or compares that with what the backbone undoes.
 
     Raises:
         InputError: If they differ: the VAE would see wrong colours, and nobody would notice.
     """
+    applied: dict[str, list[float]] = {}
     for name, neutral in (('mean', 0.0), ('std', 1.0)):
         value = getattr(preprocessor, name, None)
-        applied = [neutral] * 3 if value is None else torch.as_tensor(value).flatten().tolist()
+        values = [neutral] if value is None else torch.as_tensor(value).flatten().tolist()
+        applied[name] = values * 3 if len(values) == 1 else values
+    if not backbone.normalisation_is_known:
+        # What a float32 buffer holds, in the digits that a config has.
+        backbone.set_normalisation(*([float(f'{number:.6g}') for number in values] for values in applied.values()))
+        return
+    for name, values in applied.items():
         undone = getattr(backbone, name)
-        if len(applied) == 1:
-            applied = applied * 3
-        if not np.allclose(applied, undone, rtol=1e-5):
-            rounded = [round(number, 3) for number in applied]
+        if not np.allclose(values, undone, rtol=1e-5):
+            rounded = [round(number, 3) for number in values]
             raise InputError(
                 f'model.backbone.{name}={list(undone)} but the data_preprocessor uses {name}={rounded}: '
-                f'set model.backbone.{name}={rounded}'
+                f'leave mean and std of the backbone out, or set model.backbone.{name}={rounded}'
             )
 
 

@@ -18,7 +18,7 @@ from mmaselect.diffusion.memory import check_batch_size
 from mmaselect.diffusion.recipe import digest
 from mmaselect.diffusion.taps import AUTO_COMPONENTS, COMPONENTS, Tap, all_taps
 from mmaselect.errors import InputError, check_choice, check_count
-from mmaselect.hooks.images import RunnerImages, check_normalisation, find_backbone, unwrap
+from mmaselect.hooks.images import RunnerImages, find_backbone
 from mmaselect.hooks.ranks import RunnerRanks
 from mmaselect.progress import progress_bar
 from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criteria
@@ -121,8 +121,8 @@ class TimestepSelectionHook(Hook):
         self.num_images, self.batch_size, self.pipeline, self.seed = num_images, batch_size, pipeline, seed
 
     def before_run(self, runner: Runner) -> None:
-        """Checks that the backbone undoes the normalisation that the data preprocessor does."""
-        check_normalisation(find_backbone(runner), unwrap(runner).data_preprocessor)
+        """Tells the backbone what the data preprocessor does, before a checkpoint is loaded."""
+        find_backbone(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Selects, unless all is known: from the config, a checkpoint, or the selection being resumed."""
