@@ -98,8 +98,8 @@ def test_the_true_architecture_fits(path, scope):
     batch = config.train_dataloader.batch_size
     in_name = re.search(r'-(\d+)px', path.stem)
     size = [int(in_name[1])] * 2 if in_name else config.model.data_preprocessor.size
-    assert all(side % backbone.stride == 0 for side in size)
-    cells = [side // backbone.stride for side in size]
+    assert all(side % backbone.multiple == 0 for side in size)
+    cells = [side // backbone.strides[0] for side in size]
     # As the backbone hands them over; the frozen part itself has no shapes to check without its weights.
     maps = tuple(torch.empty(batch, channels, *cells, device='meta') for channels in backbone.out_channels)
     model = revert_sync_batchnorm(model.to('meta'))

@@ -239,7 +239,7 @@ def test_what_is_exported_loads_alone(vae, some, tmp_path, objective):
     mmaselect.diffusion.loading.initialise(model.transformer, 0)
     model.export(tmp_path / 'export', data.encoder)
     frozen = mmaselect.load(dict(type=objective.family.name, pretrained=tmp_path / 'export'), 1, 'output')
-    assert (frozen.stride, frozen.image_size, frozen.num_blocks) == (16, 32, 2)
+    assert (frozen.multiple, frozen.image_size, frozen.num_blocks) == (16, 32, 2)
     images = torch.stack([data.datasets[0][index]['inputs'].flip(0) / 127.5 - 1 for index in range(4)])
     latent = frozen.encode(images)
     expected = torch.stack([data[2 * index]['inputs'] for index in range(4)])

@@ -22,7 +22,7 @@ class Images:
     Args:
         images: (N, 3, H, W), uint8 in [0, 255] or floating in [0, 1]; or a folder, searched through with all below
             it; or files.
-        stride: Pixels per cell.
+        multiple: Images are padded to multiples of so many pixels.
         size: Files are scaled until their shorter side has this many pixels, and cropped to a square in the middle.
             Tensors are taken as they are.
 
@@ -33,8 +33,8 @@ class Images:
         InputError: If there are no images, or their type, shape or range is another.
     """
 
-    def __init__(self, images: Tensor | str | Path | Sequence[str | Path], stride: int, size: int) -> None:
-        self.stride, self.size = stride, size
+    def __init__(self, images: Tensor | str | Path | Sequence[str | Path], multiple: int, size: int) -> None:
+        self.multiple, self.size = multiple, size
         self.tensor: Tensor | None = None
         self.names: list[Path] = []
         if isinstance(images, Tensor):
@@ -106,7 +106,7 @@ class Images:
             unreadable: Gets what cannot be read, which is passed over; None raises instead.
 
         Yields:
-            Batches with images (B, 3, H', W') in [-1, 1], H' and W' multiples of the stride.
+            Batches with images (B, 3, H', W') in [-1, 1], H' and W' multiples of ``multiple``.
         """
         for start in range(0, len(indices), batch_size):
             part = indices[start : start + batch_size]
@@ -124,7 +124,7 @@ class Images:
                 continue
             kept = [part[place] for place in read]
             yield Batch(
-                pad_to_cells(torch.stack(list(read.values())).to(device), self.stride),
+                pad_to_cells(torch.stack(list(read.values())).to(device), self.multiple),
                 kept,
                 None if labels is None else labels[kept],
                 [first_group + (start + place) // group for place in read],

@@ -112,8 +112,10 @@ def extract(
     if missing:
         name = f'block {missing[0].block} {missing[0].component}'
         raise InputError(f'{name} was selected, but the model was not loaded for it')
-    source = Images(images, loaded.stride, size or loaded.image_size)
+    source = Images(images, loaded.multiple, size or loaded.image_size)
     features: dict[tuple[float, int, str], list[Tensor]] = {(t, *tap): [] for t in timesteps for tap in taps}
+
+    strides = loaded.strides
 
     def read_part(part: Tensor) -> list[Tensor]:
         latent = loaded.encode(part)
@@ -125,7 +127,7 @@ def extract(
             def take(tap: Tap, value: Tensor, one: float = one) -> None:
                 key = (one, *tap)
                 if key in features:
-                    value = align(value.float(), _unpadded(source), loaded.stride)
+                    value = align(value.float(), _unpadded(source), strides[tap])
                     found[key] = (value.mean((2, 3)) if pool else value).cpu()
 
             loaded.read(latent, drawn, one, take)
@@ -203,7 +205,7 @@ def select(
         spec = DiffusionSpec.from_dict(_to_dict(model))
         alternatives = _alternatives(spec.num_blocks, block, component)
         loaded = spec.load(all_taps(alternatives))
-    source = Images(images, loaded.stride, size or loaded.image_size)
+    source = Images(images, loaded.multiple, size or loaded.image_size)
     tensor = None if labels is None else torch.as_tensor(labels)
     if tensor is not None and tensor.shape != (len(source),):
         raise InputError(f'labels of shape {tuple(tensor.shape)} do not fit {len(source)} images')
@@ -267,7 +269,7 @@ def _fit(batch_size: int | str, model: FrozenDiffusion, source: Images, group: i
         return batch_size
     # Files are all scaled to one size, and the first may be unreadable.
     size = (source.size, source.size) if source.tensor is None else tuple(source.tensor.shape[2:])
-    return fit_batch_size(model, pad_to_cells(torch.zeros(1, 3, *size), model.stride)[0], group, draws)
+    return fit_batch_size(model, pad_to_cells(torch.zeros(1, 3, *size), model.multiple)[0], group, draws)
 
 
 def _device(model: FrozenDiffusion) -> torch.device:

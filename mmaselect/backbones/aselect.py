@@ -76,7 +76,7 @@ class ASelectDiT(BaseModule):
 
     Attributes:
         out_channels: Channels of each map, a tuple, known before the weights are read.
-        stride: Image pixels per cell of a map.
+        multiple: Images are padded to multiples of so many pixels.
 
     Raises:
         InputError: If an argument is out of range.
@@ -125,8 +125,16 @@ class ASelectDiT(BaseModule):
         self.num_timesteps = len(self.configured_timesteps or ()) or num_timesteps
         self.noise, self.noise_seed = noise, noise_seed
         self.cache = None if cache is None else dict(cache)
-        self.out_channels = (self.spec.channels,) * (self.num_timesteps * len(self.alternatives[0]))
-        self.stride = self.spec.stride
+        self._shapes = self.spec.shapes(all_taps(self.alternatives))
+        channels = {tuple(self._shapes[tap][0] for tap in taps): taps[0] for taps in self.alternatives}
+        if len(channels) > 1:
+            found = ', '.join(f'{wide[0]} (block {tap.block}, {tap.component})' for wide, tap in channels.items())
+            raise InputError(
+                f'block={block!r}, component={component!r} leave a choice among maps of {found} channels, but a head '
+                'is built for one number: select first, then set the block'
+            )
+        self.out_channels = next(iter(channels)) * self.num_timesteps
+        self.multiple = self.spec.multiple
         self._noise_cache: dict[tuple, Tensor] = {}
         chosen = self.alternatives[0] if len(self.alternatives) == 1 else None
         self._frozen = _Frozen(self.configured_timesteps, chosen)
@@ -164,6 +172,11 @@ class ASelectDiT(BaseModule):
     def taps(self) -> tuple[Tap, ...] | None:
         """What is read, block-major; None while ``'auto'`` has not been decided."""
         return self._frozen.taps
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Image pixels per cell of each map, known before the weights are read; of the first choice, if one is left."""
+        return tuple(self._shapes[tap][1] for tap in self.taps or self.alternatives[0]) * self.num_timesteps
 
     @property
     def decided(self) -> bool:
@@ -283,32 +296,32 @@ class ASelectDiT(BaseModule):
             images: (B, 3, H, W), RGB, normalised by ``mean`` and ``std``.
 
         Returns:
-            (B, 3, H', W') in [-1, 1], H' and W' the next multiples of ``stride``; the border is repeated.
+            (B, 3, H', W') in [-1, 1], H' and W' the next multiples of ``multiple``; the border is repeated.
 
         Raises:
             InputError: If an image is smaller than one patch.
         """
         mean, std = (images.new_tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
-        return pad_to_cells((images * std + mean) / 127.5 - 1, self.stride)
+        return pad_to_cells((images * std + mean) / 127.5 - 1, self.multiple)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Reads the features.
 
         Args:
-            images: (B, 3, H, W), RGB, as the toolbox's ``data_preprocessor`` delivers them; or features from the
-                cache, (B, maps, C, h, w).
+            images: (B, 3, H, W), RGB, as the toolbox's ``data_preprocessor`` delivers them; or maps from the cache,
+                which are passed on.
 
         Returns:
             One float32 map (B, C, ceil(H / stride), ceil(W / stride)) per timestep, block and component, in this order
-            from the outside in. Its cells divide the image evenly, as every head assumes, also where the image was
-            padded.
+            from the outside in, each with its own channels and stride. Its cells divide the image evenly, as every head
+            assumes, also where the image was padded.
 
         Raises:
             InputError: If nothing has chosen a timestep, block or component yet, or an image is smaller than a patch.
         """
-        if images.dim() == 5:
-            return self._deliver([maps.float() for maps in images.unbind(1)])
+        if not isinstance(images, Tensor):
+            return self._deliver([maps.float() for maps in images])
         if not self.decided:
             open_field, valid = ('block', 'a block') if self.taps is None else ('timestep', 'a number from 0 to 1000')
             if self.taps is None and self.block != 'auto':
@@ -328,9 +341,8 @@ class ASelectDiT(BaseModule):
             latent = model.encode(unit)
             noise = self._make_noise(latent, unit)
             passes = [model(latent, noise, timestep) for timestep in self.timesteps]
-        return self._deliver(
-            [align(maps[tap].float(), images.shape[-2:], self.stride) for maps in passes for tap in self.taps]
-        )
+        size, strides = images.shape[-2:], model.strides
+        return self._deliver([align(maps[tap].float(), size, strides[tap]) for maps in passes for tap in self.taps])
 
     @staticmethod
     def _deliver(read: list[Tensor]) -> tuple[Tensor, ...]:

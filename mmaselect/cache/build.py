@@ -88,7 +88,7 @@ class FeatureCache:
         self.unreadable = Unreadable(settings.max_unreadable)
         self._broken: set[str] = set()
         dtype = parse_dtype(settings.dtype)
-        self._run = Halving(lambda images: [torch.stack(backbone(images), 1).to(dtype).cpu()])
+        self._run = Halving(lambda images: [maps.to(dtype).cpu() for maps in backbone(images)])
 
     def _describe(self, config: dict[str, Any], preprocessor_config: dict[str, Any]) -> dict[str, Any]:
         backbone = self.backbone
@@ -215,8 +215,10 @@ class FeatureCache:
         data = self.preprocessor(batch, True)
         sample = data['data_samples'][0]
         form = self.form = SampleForm(sample)
-        cells = [-(-side // self.backbone.stride) for side in data['inputs'].shape[-2:]]
-        numbers = len(self.backbone.out_channels) * self.backbone.out_channels[0] * cells[0] * cells[1]
+        numbers = 0
+        for channels, stride in zip(self.backbone.out_channels, self.backbone.strides, strict=True):
+            rows, columns = (-(-side // stride) for side in data['inputs'].shape[-2:])
+            numbers += channels * rows * columns
         labels = sum(value.nbytes for value in form.pack(sample).values())
         size = numbers * parse_dtype(self.settings.dtype).itemsize + labels
         self.store.require(missing * size, self.settings.max_gb)
@@ -262,15 +264,17 @@ class FeatureCache:
         training = self.backbone.training
         # As in evaluation: noise='fresh' then gives each view a noise of its own that depends on nothing but it.
         self.backbone.eval()
-        (maps,) = self._run(data['inputs'])
+        maps = self._run(data['inputs'])
         self.backbone.train(training)
-        if not torch.isfinite(maps).all():
+        if not all(torch.isfinite(one).all() for one in maps):
             raise InputError(
                 f'features are not finite in {self.settings.dtype}: the weights or images hold NaN or infinity, or '
                 "cache.dtype overflows (bfloat16 has float32's range)"
             )
         samples = [self.form.pack(sample) for sample in data['data_samples']]
-        return [{MAPS: row, **sample} for row, sample in zip(maps, samples, strict=True)]
+        rows = zip(*maps, strict=True)
+        named = [{MAPS(number): one for number, one in enumerate(row)} for row in rows]
+        return [{**row, **sample} for row, sample in zip(named, samples, strict=True)]
 
 
 class _Views(Dataset):

@@ -12,8 +12,8 @@ from mmaselect.cache.store import FeatureStore
 
 #: Marks a batch that comes from the cache; what the data preprocessor of a runner is then asked to do is already done.
 CACHED = 'cached'
-#: The features of a row, (maps, C, h, w).
-MAPS = 'maps'
+#: The maps of a row, each (C, h, w).
+MAPS = 'maps.{}'.format
 
 
 class CachedFeatures(Dataset):

@@ -119,7 +119,8 @@ def accept_features(preprocessor: Any, form: SampleForm) -> Callable[[], None]:
         if CACHED not in data:
             return inner(data, training)
         tensors = preprocessor.cast_data(data[CACHED])
-        return {'inputs': tensors.pop(MAPS), 'data_samples': form.unpack(tensors)}
+        maps = [tensors.pop(MAPS(number)) for number in range(sum(name.startswith(MAPS('')) for name in tensors))]
+        return {'inputs': maps, 'data_samples': form.unpack(tensors)}
 
     preprocessor.forward = forward
     return lambda: preprocessor.__dict__.pop('forward', None)

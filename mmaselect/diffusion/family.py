@@ -74,6 +74,7 @@ class Family(nn.Module, ABC):
         architectures: Known architectures by name, as keyword arguments of the diffusers class.
         class_names: Values of ``_class_name`` in a ``config.json`` that belong to this family.
         sites: Where each component is, as a path inside a block.
+        latent_name: What diffusers' ``forward`` calls the noisy latent.
         normalised_sites: Those that differ after the q/k normalisation, in models that have one.
 
     Raises:
@@ -84,6 +85,7 @@ class Family(nn.Module, ABC):
     architectures: ClassVar[dict[str, dict[str, Any]]]
     class_names: ClassVar[tuple[str, ...]]
     sites: ClassVar[dict[str, Site]]
+    latent_name: ClassVar[str] = 'hidden_states'
     normalised_sites: ClassVar[dict[str, Site]] = {}
 
     def __init__(
@@ -142,6 +144,16 @@ class Family(nn.Module, ABC):
         """What the network is told for a user's timestep in [0, 1000]."""
         return self.process.network_timestep(timestep)
 
+    @classmethod
+    def blocks(cls, config: Any) -> list[str]:
+        """Paths of the blocks that taps count."""
+        return [f'transformer_blocks.{number}' for number in range(config['num_layers'])]
+
+    @classmethod
+    def multiple(cls, config: Any) -> int:
+        """Height and width of a latent must be multiples of it."""
+        return config['patch_size']
+
     # --- what follows from it ----------------------------------------------------------------------------------------
 
     @classmethod
@@ -179,8 +191,9 @@ class Family(nn.Module, ABC):
     def find(cls, transformer: DiffusersModule, taps: Sequence[Tap], normalised: bool) -> dict[Tap, Site]:
         """Where each tap is in a network."""
         found: dict[Tap, Site] = {}
+        blocks = cls.blocks(transformer.config)
         for tap in taps:
-            block = f'transformer_blocks.{tap.block}'
+            block = blocks[tap.block]
             sites = [cls.sites[tap.component]]
             if normalised and tap.component in cls.normalised_sites:
                 sites.insert(0, cls.normalised_sites[tap.component])
@@ -211,10 +224,12 @@ class Family(nn.Module, ABC):
         self.last_block = max(tap.block for tap in taps)
         plan = self.plan(self.transformer.config, self.taps, self.normalised)
         self._sites = self.find(self.transformer, self.taps, self.normalised)
+        #: Channels of each tap, and its stride in latent pixels.
         self.shapes = plan.shapes
         drop_unused(self.transformer, plan.parameters)
         read = {tap.block for tap in taps}
-        compiled = [f'transformer_blocks.{n}' for n in range(self.last_block) if n not in read and self._compile]
+        blocks = self.blocks(self.transformer.config)
+        compiled = [blocks[number] for number in range(self.last_block) if number not in read and self._compile]
         fold(self.transformer, plan, self._constants, compiled)
         compile_blocks([self.transformer.get_submodule(name) for name in compiled], self._compile)
 
@@ -235,11 +250,6 @@ class Family(nn.Module, ABC):
                     f'{", ..." if len(self.taps) > 8 else ""}'
                 )
         self._set_taps(taps)
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a token in latent pixels."""
-        return self.transformer.config.patch_size
 
     @property
     def latent_channels(self) -> int:
@@ -279,7 +289,7 @@ class Family(nn.Module, ABC):
                 ),
             ):
                 self.transformer(
-                    hidden_states=latent,
+                    **{self.latent_name: latent},
                     timestep=torch.full((len(latent),), self.time(timestep), device=device),
                     return_dict=False,
                     **self.condition(self.transformer.config, latent, prompt),
@@ -303,11 +313,11 @@ class Family(nn.Module, ABC):
 
     def _check(self, latent: Tensor) -> None:
         channels, height, width = latent.shape[1:]
-        patch = self.patch_size
+        patch = self.multiple(self.transformer.config)
         if channels != self.latent_channels:
             raise InputError(f'latent has {channels} channels; {self.name} expects {self.latent_channels}')
         if height < patch or width < patch:
-            raise InputError(f'latent of {height}x{width} is smaller than one patch of {patch}x{patch}')
+            raise InputError(f'latent of {height}x{width} is smaller than one cell of {patch}x{patch}')
         limit = getattr(self.transformer.config, 'pos_embed_max_size', None)
         if limit is not None and max(height, width) > limit * patch:
             raise InputError(
@@ -315,7 +325,7 @@ class Family(nn.Module, ABC):
                 f"of {self.name}: use smaller images, or mode='slide' in segmentation"
             )
         if height % patch or width % patch:
-            raise InputError(f'latent of {height}x{width} is not a multiple of the patch size {patch}')
+            raise InputError(f'latent of {height}x{width} is not a multiple of {patch}')
 
 
 @functools.lru_cache(maxsize=64)
@@ -333,5 +343,5 @@ def _plan(family: type[Family], config: str, taps: tuple[Tap, ...], normalised: 
         time = torch.empty(BATCH)
     return dry_run(
         network, family.find(network, taps, normalised), latent,
-        lambda noisy: network(hidden_states=noisy, timestep=time, return_dict=False, **condition),
+        lambda noisy: network(**{family.latent_name: noisy}, timestep=time, return_dict=False, **condition),
     )  # fmt: skip

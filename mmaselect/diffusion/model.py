@@ -81,9 +81,14 @@ class FrozenDiffusion(nn.Module):
         self._identity.keep('transformer', self.family.transformer.state_dict())
 
     @property
-    def stride(self) -> int:
-        """Image pixels per cell of a map."""
-        return self.encoder.factor * self.family.patch_size
+    def multiple(self) -> int:
+        """Height and width of an image must be multiples of it, in pixels."""
+        return self.encoder.factor * self.family.multiple(self.family.transformer.config)
+
+    @property
+    def strides(self) -> dict[Tap, int]:
+        """Image pixels per cell of each tap's map."""
+        return {tap: self.encoder.factor * stride for tap, (_, stride) in self.family.shapes.items()}
 
     @property
     def image_size(self) -> int:
@@ -100,7 +105,7 @@ class FrozenDiffusion(nn.Module):
         """Images to clean latents.
 
         Args:
-            images: (B, 3, H, W) in [-1, 1], H and W multiples of :attr:`stride`.
+            images: (B, 3, H, W) in [-1, 1], H and W multiples of :attr:`multiple`.
 
         Returns:
             ``z_0``, (B, C, H / factor, W / factor).
@@ -265,21 +270,24 @@ class DiffusionSpec:
     @property
     def num_blocks(self) -> int:
         """Blocks of the whole model."""
-        return self.config['num_layers']
+        return len(self.family.blocks(self.config))
 
     @property
-    def channels(self) -> int:
-        """Channels of every map."""
-        (shape,) = set(self.family.plan(self.config, [Tap(0, 'query')]).shapes.values())
-        return shape[0]
+    def factor(self) -> int:
+        """Image pixels per latent pixel, along one side."""
+        if self.latent == 'pixels':
+            return 1
+        return downsampling(read_vae_config(*self.vae) if self.vae else VAE_CONFIGS[self.config['in_channels']])
 
     @property
-    def stride(self) -> int:
-        """Image pixels per cell of a map, known without reading a weight."""
-        factor = 1
-        if self.latent == 'vae':
-            factor = downsampling(read_vae_config(*self.vae) if self.vae else VAE_CONFIGS[self.config['in_channels']])
-        return factor * self.config['patch_size']
+    def multiple(self) -> int:
+        """Height and width of an image must be multiples of it, in pixels."""
+        return self.factor * self.family.multiple(self.config)
+
+    def shapes(self, taps: Sequence[Tap]) -> dict[Tap, tuple[int, int]]:
+        """Channels of each tap's map, and image pixels per cell; known without reading a weight."""
+        factor, shapes = self.factor, self.family.plan(self.config, taps, self.normalised_qk).shapes
+        return {tap: (shapes[tap][0], factor * shapes[tap][1]) for tap in taps}
 
     def load(self, taps: Sequence[Tap]) -> FrozenDiffusion:
         """Builds what ``taps`` need and reads its tensors, and no others.
@@ -337,26 +345,26 @@ class DiffusionSpec:
         return load_vae(*self.vae, identity, self.dtype, self.variant, self.statistics)
 
 
-def pad_to_cells(images: Tensor, stride: int) -> Tensor:
+def pad_to_cells(images: Tensor, multiple: int) -> Tensor:
     """Repeats the right and lower border until an image has whole cells.
 
     Args:
         images: (B, C, H, W).
-        stride: Pixels per cell.
+        multiple: Of pixels.
 
     Returns:
-        (B, C, H', W'), H' and W' the next multiples of ``stride``.
+        (B, C, H', W'), H' and W' the next multiples.
 
     Raises:
         InputError: If an image is smaller than one cell.
     """
     height, width = images.shape[-2:]
-    if height < stride or width < stride:
+    if height < multiple or width < multiple:
         raise InputError(
             f'an image of {height}x{width} is smaller than one patch: this model needs at least '
-            f'{stride}x{stride} pixels'
+            f'{multiple}x{multiple} pixels'
         )
-    bottom, right = -height % stride, -width % stride
+    bottom, right = -height % multiple, -width % multiple
     return F.pad(images, (0, right, 0, bottom), mode='replicate') if bottom or right else images
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,8 @@ from mmaselect.errors import InputError, check_choice
 from mmaselect.files import write_json
 from mmaselect.hooks.images import RunnerImages, find_backbone
 from mmaselect.progress import progress_bar
+from mmaselect.selection.features import IGNORED, cell_labels
 
-#: Label of pixels that belong to no class, in mmseg.
-IGNORED = 255
 #: Cells per image that a probe of segmentation sees.
 CELLS = 32
 
@@ -88,15 +87,18 @@ def read_features(
         latent = model.encode(batch.images)
         shape = tuple(latent.shape[1:])
         drawn = policy_noise(batch.images, shape, noise, images.backbone.noise_seed)
-        keep, target = _samples(batch.labels, batch.indices, seed)
-        labels.append(target)
+        sampled = None
+        if batch.labels.dim() == 3:
+            finest = min(model.strides[tap] for tap in taps)
+            dense = cell_labels(batch.labels, [side // finest for side in batch.images.shape[-2:]])
+            sampled = _samples(dense, batch.indices, seed)
+        labels.append(batch.labels if sampled is None else sampled.labels)
         for one in timesteps:
 
-            def take(tap: Tap, value: Tensor, one: float = one, keep: Tensor | None = keep) -> None:
+            def take(tap: Tap, value: Tensor, one: float = one, sampled: Samples | None = sampled) -> None:
                 if (one, tap) in features:
                     value = value.float()
-                    value = value.mean((2, 3)) if keep is None else value.permute(0, 2, 3, 1).flatten(0, 2)[keep]
-                    features[one, tap].append(value.cpu())
+                    features[one, tap].append((value.mean((2, 3)) if sampled is None else sampled.of(value)).cpu())
 
             model.read(latent, drawn, one, take)
         if on_batch is not None:
@@ -104,17 +106,36 @@ def read_features(
     return {key: torch.cat(parts).numpy() for key, parts in features.items()}, torch.cat(labels).numpy()
 
 
-def _samples(labels: Tensor, indices: Sequence[int], seed: int) -> tuple[Tensor | None, Tensor]:
-    """Which cells to take (None for the whole image), and their labels."""
-    if labels.dim() == 1:
-        return None, labels
-    kept = []
+class Samples(NamedTuple):
+    """Cells of a batch of label maps.
+
+    Attributes:
+        image: Number of the image of each, (samples,).
+        place: Middle of each cell, as a share of height and width, (samples, 2).
+        labels: Class of each, (samples,).
+    """
+
+    image: Tensor
+    place: Tensor
+    labels: Tensor
+
+    def of(self, maps: Tensor) -> Tensor:
+        """Features of the cells of maps (B, C, h, w), of whatever size, that these lie in: (samples, C)."""
+        size = torch.tensor(maps.shape[-2:])
+        row, column = (self.place * size).long().to(maps.device).unbind(1)
+        return maps[self.image.to(maps.device), :, row, column]
+
+
+def _samples(labels: Tensor, indices: Sequence[int], seed: int) -> Samples:
+    """Draws cells of label maps (B, h, w)."""
+    images, cells = [], []
     for position, index in enumerate(indices):
-        valid = (labels[position].flatten() != IGNORED).nonzero().flatten()
+        valid = (labels[position] != IGNORED).nonzero()
         order = np.random.default_rng([seed, index]).permutation(len(valid))[:CELLS]
-        kept.append(valid[torch.from_numpy(order)] + position * labels[position].numel())
-    keep = torch.cat(kept)
-    return keep, labels.flatten()[keep]
+        cells.append(valid[torch.from_numpy(order)])
+        images.append(torch.full((len(order),), position))
+    image, cell = torch.cat(images), torch.cat(cells)
+    return Samples(image, (cell + 0.5) / torch.tensor(labels.shape[-2:]), labels[image, cell[:, 0], cell[:, 1]])
 
 
 def linear_probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> float:

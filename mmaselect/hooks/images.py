@@ -15,6 +15,7 @@ from torch import Tensor
 from mmaselect.backbones import ASelectDiT
 from mmaselect.diffusion.memory import fit_batch_size
 from mmaselect.errors import InputError
+from mmaselect.selection.features import IGNORED
 from mmaselect.selection.search import GROUP, Batch, fit_groups
 from mmaselect.unreadable import SHARE, Unreadable
 
@@ -115,8 +116,7 @@ class RunnerImages:
             if pending and (len(pending) == self.batch_size or pending[0][2].shape != image.shape):
                 yield stack()
                 pending.clear()
-            cells = [side // self.backbone.stride for side in image.shape[-2:]]
-            labels = labels_of(data['data_samples'][0], cells) if self.labels else None
+            labels = labels_of(data['data_samples'][0], image.shape[-2:]) if self.labels else None
             pending.append((index, first_group + group, image, labels))
         if pending:
             yield stack()
@@ -219,15 +219,15 @@ def _evaluation_pipeline(cfg: Any) -> list[dict[str, Any]] | None:
     return None if node is None else node['pipeline']
 
 
-def labels_of(data_sample: Any, cells: Sequence[int]) -> Tensor | None:
+def labels_of(data_sample: Any, size: Sequence[int]) -> Tensor | None:
     """Labels of one image, for criteria that use them.
 
     Args:
         data_sample: Of mmpretrain (one class) or mmseg (a class per pixel), preprocessed like the image.
-        cells: Rows and columns of a map.
+        size: Height and width of the image, after padding.
 
     Returns:
-        A scalar; for segmentation (rows, columns), the label of the pixel in the middle of each cell; or None.
+        A scalar; for segmentation (H, W), where the padding belongs to no class; or None.
     """
     label = getattr(data_sample, 'gt_label', None)
     if isinstance(label, Tensor) and label.numel() == 1:
@@ -235,5 +235,6 @@ def labels_of(data_sample: Any, cells: Sequence[int]) -> Tensor | None:
     pixels = getattr(data_sample, 'gt_sem_seg', None)
     if pixels is None:
         return None
-    dense = pixels.data[None].float()
-    return torch.nn.functional.interpolate(dense, size=tuple(cells), mode='nearest-exact')[0, 0].long().cpu()
+    dense = pixels.data[0].long().cpu()
+    bottom, right = (whole - part for whole, part in zip(size, dense.shape, strict=True))
+    return torch.nn.functional.pad(dense, (0, right, 0, bottom), value=IGNORED)

@@ -6,8 +6,25 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmaselect.selection.spectrum import cross_power, half_plane, spectrum
+
+#: Label of pixels that belong to no class, in mmseg.
+IGNORED = 255
+
+
+def cell_labels(labels: Tensor, cells: Sequence[int]) -> Tensor:
+    """The label of the pixel in the middle of each cell.
+
+    Args:
+        labels: Of pixels, (B, H, W).
+        cells: Rows and columns of a map.
+
+    Returns:
+        (B, rows, columns).
+    """
+    return F.interpolate(labels[:, None].float(), size=tuple(cells), mode='nearest-exact')[:, 0].long()
 
 
 class Features:
@@ -20,7 +37,7 @@ class Features:
     Args:
         maps: Features under each noise, tensors (B, C, h, w).
         groups: Group of each image, (B,), counted from 0.
-        labels: Class of each image, (B,), or of each cell, (B, h, w).
+        labels: Class of each image, (B,), or of each pixel, (B, H, W).
         views: Features of augmented views of the images, each as ``maps``.
 
     Attributes:
@@ -40,7 +57,7 @@ class Features:
         if groups is None:
             groups = torch.zeros(len(self.maps[0]), dtype=torch.long)
         self.groups = groups.to(device)
-        self.labels = labels
+        self.labels = labels if labels is None or labels.dim() == 1 else cell_labels(labels, self.maps[0].shape[-2:])
         self.counts = torch.bincount(self.groups).double()
         self._spectra: dict[tuple[int, bool], Tensor] = {}
         self._powers: dict[tuple[int, int, bool], Tensor] = {}

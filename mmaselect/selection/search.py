@@ -48,7 +48,7 @@ class Batch:
     Attributes:
         images: (B, 3, H, W) in [-1, 1], H and W multiples of the model's stride.
         indices: Index of each image in its data set: it names the image's noise, whichever rank or batch it is in.
-        labels: Class of each image, (B,), of each cell of a map, (B, h, w), or None.
+        labels: Class of each image, (B,), of each pixel, (B, H, W), or None.
         groups: Number of each image's group, counted over all ranks; a group lies in one batch. None groups every
             ``GROUP`` neighbours, which should then come in random order.
     """

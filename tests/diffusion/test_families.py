@@ -160,9 +160,9 @@ def test_a_dry_run_knows_sizes_and_order(variant):
 
 
 def test_latents_that_do_not_fit_are_named():
-    with pytest.raises(InputError, match='latent of 1x8 is smaller than one patch of 2x2'):
+    with pytest.raises(InputError, match='latent of 1x8 is smaller than one cell of 2x2'):
         our_maps('DiT', make_latent('DiT', height=1), 0, (Tap(0, 'query'),))
-    with pytest.raises(InputError, match='latent of 7x8 is not a multiple of the patch size 2'):
+    with pytest.raises(InputError, match='latent of 7x8 is not a multiple of 2'):
         our_maps('DiT', make_latent('DiT', height=7), 0, (Tap(0, 'query'),))
     with pytest.raises(InputError, match='latent has 16 channels; DiT expects 4'):
         our_maps('DiT', make_latent('SD3'), 0, (Tap(0, 'query'),))

@@ -118,7 +118,7 @@ def test_a_model_in_a_tiny_space(tmp_path):
     folder = make_tiny(tmp_path)
     plain = spec(vae=folder)
     # Patches of 2x2 latent pixels; no weight is read for it.
-    assert plain.stride == 16
+    assert plain.multiple == 16
     model = plain.load(TAPS)
     own = spec(vae=folder, latents_mean=MEAN, latents_std=STD).load(TAPS)
     images = torch.rand(2, 3, 64, 64) * 2 - 1
