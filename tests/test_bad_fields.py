@@ -70,7 +70,7 @@ HOOK = {
     'search': ['fast', None, 3, []],
     'stability': [0, 1.1, -1, 'x', None, True, math.nan],
     'blocks': [3, 'all', ['x'], [-1], [True], []],
-    'components': ['query', 3, ['queries'], []],
+    'components': ['query', 3, [3], []],
     'max_unreadable': [-1, 2, 'few', None, True],
     'num_image': [3],
 }

@@ -176,9 +176,14 @@ def test_a_checkpoint_that_does_not_match_its_log(copy):
         'other', lambda c: c['meta'].update(experiment_name='other_20200101_000000')
     )
     assert 'lacks backbone.recipe' in change('foreign', lambda c: c['state_dict'].pop('backbone.recipe'))
-    assert 'recipe in the checkpoint cannot be read' in change(
+    assert 'taps or recipe in the checkpoint cannot be read' in change(
         'damaged', lambda c: c['state_dict']['backbone.recipe'].add_(1)
     )
+
+    def another_block(checkpoint):
+        ((block, component),) = json.loads(bytes(checkpoint['state_dict']['backbone.taps'].tolist()))
+        content = json.dumps([[block + 1, component]]).encode()
+        checkpoint['state_dict']['backbone.taps'] = torch.tensor(list(content), dtype=torch.uint8)
 
     def another_seed(checkpoint):
         recipe = json.loads(bytes(checkpoint['state_dict']['backbone.recipe'].tolist()))
@@ -187,7 +192,7 @@ def test_a_checkpoint_that_does_not_match_its_log(copy):
 
     assert 'differ in recipe' in change('recipe', another_seed)
     assert 'differ in timestep' in change('timestep', lambda c: c['state_dict']['backbone.timestep'].add_(1))
-    assert 'differ in taps' in change('taps', lambda c: c['state_dict']['backbone.taps'].add_(1))
+    assert 'differ in taps' in change('taps', another_block)
     folder = copy('gone')
     (folder / 'epoch_3.pth').unlink()
     assert reason(folder) == 'its last checkpoint epoch_3.pth is missing'

@@ -7,11 +7,14 @@ import shutil
 
 import pytest
 import torch
-from conftest import TINY, error_line, run_tool
+from conftest import error_line, run_tool
 
-from mmaselect.diffusion.conditioning import NUM_TOKENS, default_prompt_file, load_prompt, read_prompt
+from mmaselect.diffusion.conditioning import default_prompt_file, load_prompt, read_prompt
+from mmaselect.diffusion.families import SD3
 from mmaselect.diffusion.loading import Source
 from mmaselect.errors import InputError
+
+WIDTHS = {'prompt_embeds': 32, 'pooled_prompt_embeds': 24}
 
 
 def make_tokenizers(folder):
@@ -78,16 +81,16 @@ def test_the_tool_writes_what_the_pipeline_computes(pipeline_folder):
     done = run_tool('encode_prompt.py', pipeline_folder, '--prompt', 'a bird', '--dtype', 'float32')
     assert done.returncode == 0, done.stderr
     source = Source(pipeline_folder)
-    embeds = load_prompt('a bird', source, TINY['SD3'])
+    embeds = load_prompt('a bird', source, WIDTHS, 333)
     # Another text is another file: that of the default, the empty prompt, is not there yet.
     with pytest.raises(InputError, match=r'has no .*prompt_embeds.safetensors; write it with .*encode_prompt.py'):
-        load_prompt(None, source, TINY['SD3'])
+        load_prompt(None, source, WIDTHS, 333)
     with pytest.raises(InputError, match=r"has no .*; write it with .* --prompt 'it.*s a bird'"):
-        load_prompt("it's a bird", source, TINY['SD3'])
+        load_prompt("it's a bird", source, WIDTHS, 333)
     pipeline = StableDiffusion3Pipeline.from_pretrained(pipeline_folder)
     with torch.no_grad():
         expected, _, pooled, _ = pipeline.encode_prompt('a bird', None, None, do_classifier_free_guidance=False)
-    assert expected.shape == (1, NUM_TOKENS, 32)
+    assert expected.shape == (1, SD3.prompt_tokens, 32)
     torch.testing.assert_close(embeds['prompt_embeds'], expected)
     torch.testing.assert_close(embeds['pooled_prompt_embeds'], pooled)
     assert not torch.allclose(expected, torch.zeros_like(expected))
@@ -100,24 +103,23 @@ def test_a_folder_that_is_no_pipeline_is_refused(model_folder, call_tool):
 
 def test_prompt_files(tmp_path, model_folder, caplog):
     source = Source(model_folder('SD3'))
-    config = TINY['SD3']
     with caplog.at_level('INFO', logger='mmaselect'):
-        assert load_prompt('zeros', source, config)['prompt_embeds'].abs().sum() == 0
+        assert load_prompt('zeros', source, WIDTHS, 333)['prompt_embeds'].abs().sum() == 0
     assert 'constant prompt: zeros' in caplog.text
     with caplog.at_level('INFO', logger='mmaselect'):
-        assert load_prompt(None, source, config)['prompt_embeds'].shape == (1, 5, 32)
+        assert load_prompt(None, source, WIDTHS, 333)['prompt_embeds'].shape == (1, 5, 32)
     assert "constant prompt: '', from" in caplog.text
     with pytest.raises(InputError, match=r"has no .*prompt_embeds.safetensors; write it with .*set prompt='zeros'"):
-        load_prompt(None, Source(tmp_path), config)
+        load_prompt(None, Source(tmp_path), WIDTHS, 333)
     with pytest.raises(InputError, match='a model with random weights knows no text'):
-        load_prompt('a bird', None, config)
+        load_prompt('a bird', None, WIDTHS, 333)
     with pytest.raises(InputError, match=r'prompt=7 is not valid: give a text'):
-        load_prompt(7, source, config)
+        load_prompt(7, source, WIDTHS, 333)
     shutil.copy(default_prompt_file(source), default_prompt_file(Source(tmp_path), 'a bird'))
     with pytest.raises(InputError, match=r"holds the embedding of '', not of prompt='a bird'"):
-        load_prompt('a bird', Source(tmp_path), config)
+        load_prompt('a bird', Source(tmp_path), WIDTHS, 333)
     with pytest.raises(InputError, match=r"prompt='nothing.safetensors' is not a file"):
-        load_prompt('nothing.safetensors', source, config)
+        load_prompt('nothing.safetensors', source, WIDTHS, 333)
     (tmp_path / 'bad.safetensors').write_bytes(b'\x00' * 64)
     with pytest.raises(InputError, match=r'is not a file made by tools/encode_prompt.py'):
         read_prompt(tmp_path / 'bad.safetensors')

@@ -166,6 +166,7 @@ def test_upernet_is_trained_on_three_sizes():
         )
     )
     samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 3, (1, 16, 24)))) for _ in range(2)]
+    model.backbone.set_normalisation((0, 0, 0), (1, 1, 1))
     losses = model.loss(images(), samples)
     losses['decode.loss_ce'].backward()
     assert losses['decode.loss_ce'] > 0

@@ -43,6 +43,8 @@ SHAPE = dict(
     qk_norm='rms_norm',
 )
 BLOCK = 12
+#: Of its constant prompt.
+PROMPT_WIDTHS = {'prompt_embeds': 1024, 'pooled_prompt_embeds': 512}
 
 
 @dataclass
@@ -112,7 +114,7 @@ def save_model(folder):
     transformer.save_pretrained(folder / 'transformer', max_shard_size='50MB')
     narrow = dict(VAE_CONFIGS[16], block_out_channels=(32, 64, 128, 128))
     AutoencoderKL(**narrow).save_pretrained(folder / 'vae')
-    save_prompt(default_prompt_file(Source(folder)), zero_prompt(SHAPE), '', 'benchmark')
+    save_prompt(default_prompt_file(Source(folder)), zero_prompt(PROMPT_WIDTHS, 333), '', 'benchmark')
     return folder
 
 
@@ -128,7 +130,7 @@ class Baseline(nn.Module):
         self.read = {}
         layer = self.transformer.transformer_blocks[BLOCK].attn.to_q
         layer.register_forward_hook(lambda module, inputs, output: self.read.update(query=output))
-        self.prompt, self.pooled = (value.to(device) for value in zero_prompt(SHAPE).values())
+        self.prompt, self.pooled = (value.to(device) for value in zero_prompt(PROMPT_WIDTHS, 333).values())
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

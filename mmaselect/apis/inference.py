@@ -16,7 +16,7 @@ from mmaselect.diffusion.loading import Source
 from mmaselect.diffusion.memory import Halving, check_batch_size, fit_batch_size
 from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align, pad_to_cells
 from mmaselect.diffusion.noise import NOISES, policy_noise
-from mmaselect.diffusion.taps import Tap, all_taps, make_alternatives
+from mmaselect.diffusion.taps import Tap, all_taps
 from mmaselect.errors import InputError, check_choice, check_timesteps
 from mmaselect.progress import progress_bar
 from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criteria
@@ -61,7 +61,7 @@ def load(
     if isinstance(model, FrozenDiffusion):
         return model
     spec = DiffusionSpec.from_dict(_to_dict(model))
-    return spec.load(all_taps(_alternatives(spec.num_blocks, block, component)))
+    return spec.load(all_taps(spec.alternatives(block, component)))
 
 
 @torch.no_grad()
@@ -203,7 +203,7 @@ def select(
         alternatives = [(tap,) for tap in loaded.family.taps] if auto else [loaded.family.taps]
     else:
         spec = DiffusionSpec.from_dict(_to_dict(model))
-        alternatives = _alternatives(spec.num_blocks, block, component)
+        alternatives = spec.alternatives(block, component)
         loaded = spec.load(all_taps(alternatives))
     source = Images(images, loaded.multiple, size or loaded.image_size)
     tensor = None if labels is None else torch.as_tensor(labels)
@@ -250,18 +250,14 @@ def _portions(
 def _to_dict(model: dict[str, Any] | str | Path) -> dict[str, Any]:
     if isinstance(model, dict):
         return model
-    config = Source(model, 'model').read_json('transformer/config.json') or {}
+    source = Source(model, 'model')
+    folders = dict.fromkeys(family.folder for family in FAMILIES.values())
+    config = next(filter(None, (source.read_json(f'{folder}/config.json') for folder in folders)), {})
     fitting = [name for name, family in FAMILIES.items() if config.get('_class_name') in family.class_names]
     if len(fitting) != 1:
         known = ' or '.join(f"dict(type='{name}', pretrained={str(model)!r})" for name in fitting or FAMILIES)
         raise InputError(f'model={str(model)!r} does not say its family: give {known}')
     return dict(type=fitting[0], pretrained=model)
-
-
-def _alternatives(
-    num_blocks: int, block: int | Sequence[int] | str | None, component: str | Sequence[str]
-) -> list[tuple[Tap, ...]]:
-    return make_alternatives(num_blocks // 2 if block is None else block, component, num_blocks)
 
 
 def _fit(batch_size: int | str, model: FrozenDiffusion, source: Images, group: int = 1, draws: int = 1) -> int:

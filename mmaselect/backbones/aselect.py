@@ -17,7 +17,7 @@ from torch import Tensor
 from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align, pad_to_cells
 from mmaselect.diffusion.noise import NOISES, pixel_noise, seeded_noise
 from mmaselect.diffusion.recipe import Recipe, describe, difference
-from mmaselect.diffusion.taps import COMPONENTS, Tap, all_taps, make_alternatives
+from mmaselect.diffusion.taps import Tap, all_taps
 from mmaselect.errors import InputError, check_choice, check_count, check_number, check_timesteps
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -60,6 +60,8 @@ class ASelectDiT(BaseModule):
             then the whole model is in memory.
         component: What to read of it, or several: ``'query'`` (the paper's), ``'key'``, ``'value'``,
             ``'attention'``, ``'output'``, ``'modulated'``, see :class:`~mmaselect.diffusion.taps.Tap`; or ``'auto'``.
+        taps: Names of what to read, in place of ``block`` and ``component``, or of a published set, see
+            :class:`~mmaselect.diffusion.families.unet.UNet`.
         timestep: In [0, 1000] (0 clean, 1000 noise), or several, or ``'auto'``.
         num_timesteps: How many timesteps ``'auto'`` chooses. Each costs a forward pass.
         noise: ``'fixed'`` gives every image the same noise, in training and evaluation: to the head it is a constant,
@@ -67,7 +69,8 @@ class ASelectDiT(BaseModule):
             gives every image a noise of its own that depends on nothing but its pixels.
         noise_seed: Seed of the noise in evaluation, and of the fixed one.
         mean: Per channel, what the ``data_preprocessor`` subtracts from images in [0, 255], in RGB order. None takes it
-            from there (our hooks do so) or from a checkpoint; where neither is at hand, ImageNet's.
+            from there (our hooks do so) or from a checkpoint. Where neither is at hand, as in tools that count
+            operations, it is ImageNet's; training without either is an error.
         std: Per channel, what it divides by; goes with ``mean``.
         cache: Keep the features of the training images instead of computing them in every epoch:
             ``dict(dir=..., dtype='bfloat16', views=1)``, see :class:`~mmaselect.cache.settings.CacheSettings`. Goes
@@ -87,6 +90,7 @@ class ASelectDiT(BaseModule):
         diffusion: dict[str, Any],
         block: int | Sequence[int] = 12,
         component: str | Sequence[str] = 'query',
+        taps: str | Sequence[str] | None = None,
         timestep: float | Sequence[float] | str = 'auto',
         num_timesteps: int = 1,
         noise: str = 'fixed',
@@ -120,7 +124,9 @@ class ASelectDiT(BaseModule):
         self.diffusion_config = dict(diffusion)
         self.spec = DiffusionSpec.from_dict(self.diffusion_config)
         self.block, self.component = block, component
-        self.alternatives = make_alternatives(block, component, self.spec.num_blocks)
+        if block is None and taps is None:
+            raise InputError("block=None is not valid: give a number, 'auto', or taps")
+        self.alternatives = self.spec.alternatives(block, component, taps)
         self.configured_timesteps = None if timestep == 'auto' else check_timesteps(timestep)
         self.num_timesteps = len(self.configured_timesteps or ()) or num_timesteps
         self.noise, self.noise_seed = noise, noise_seed
@@ -330,6 +336,11 @@ class ASelectDiT(BaseModule):
                 f"{open_field}='auto', but nothing has chosen one: add dict(type='TimestepSelectionHook') to "
                 f'custom_hooks, load a checkpoint that holds the choice, or set {valid}'
             )
+        if self.training and not self.normalisation_is_known:
+            raise InputError(
+                "nothing has said how images are normalised: add dict(type='TimestepSelectionHook') to custom_hooks, "
+                'which asks the data_preprocessor, or set mean and std of the backbone to its own'
+            )
         if self.cache is not None and self.training:
             raise InputError(
                 "model.backbone.cache is set, but nothing fills it: add dict(type='FeatureCacheHook') to custom_hooks"
@@ -406,16 +417,16 @@ def read_choice(
     known = timestep is not None and not timestep.isnan().any()
     return (
         tuple(timestep.flatten().tolist()) if known else None,
-        None if stored is None else tuple(Tap(block, COMPONENTS[part]) for block, part in stored.tolist()),
-        None if recipe is None else _read_recipe(recipe),
+        None if stored is None else tuple(Tap(*tap) for tap in _from_bytes(stored)),
+        None if recipe is None else _from_bytes(recipe),
     )
 
 
-def _read_recipe(stored: Tensor) -> Recipe:
+def _from_bytes(stored: Tensor) -> Any:
     try:
         return json.loads(bytes(stored.cpu().tolist()))
     except ValueError as error:
-        raise InputError(f'the recipe in the checkpoint cannot be read: {error}') from error
+        raise InputError(f'taps or recipe in the checkpoint cannot be read: {error}') from error
 
 
 def _save_choice(backbone: ASelectDiT, state_dict: dict[str, Tensor], prefix: str, metadata: dict) -> None:
@@ -427,7 +438,9 @@ def _save_choice(backbone: ASelectDiT, state_dict: dict[str, Tensor], prefix: st
     value = timesteps[0] if len(timesteps) == 1 else list(timesteps)
     state_dict[prefix + TIMESTEP] = torch.tensor(value, dtype=torch.float64)
     if backbone.taps is not None:
-        taps = [(tap.block, COMPONENTS.index(tap.component)) for tap in backbone.taps]
-        state_dict[prefix + TAPS] = torch.tensor(taps, dtype=torch.int64)
-    recipe = json.dumps(backbone.recipe, sort_keys=True).encode()
-    state_dict[prefix + RECIPE] = torch.tensor(list(recipe), dtype=torch.uint8)
+        state_dict[prefix + TAPS] = _to_bytes([list(tap) for tap in backbone.taps])
+    state_dict[prefix + RECIPE] = _to_bytes(backbone.recipe)
+
+
+def _to_bytes(content: Any) -> Tensor:
+    return torch.tensor(list(json.dumps(content, sort_keys=True).encode()), dtype=torch.uint8)

@@ -7,7 +7,6 @@ import logging
 import os
 import shlex
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +16,8 @@ from mmaselect.errors import InputError
 from mmaselect.files import atomic_path
 
 PROMPT_FILE = 'prompt_embeds.safetensors'
+#: What a prompt's embedding may consist of: tokens (1, L, C), and a vector (1, P).
 KEYS = ('prompt_embeds', 'pooled_prompt_embeds')
-#: 77 CLIP tokens and 256 T5 tokens, what diffusers' SD3 pipeline gives the transformer.
-NUM_TOKENS = 333
 
 logger = logging.getLogger('mmaselect')
 
@@ -50,7 +48,7 @@ def save_prompt(path: str | Path, embeds: dict[str, Tensor], prompt: str, model:
 
     Args:
         path: A ``.safetensors`` file, written atomically.
-        embeds: ``prompt_embeds`` (1, L, C) and ``pooled_prompt_embeds`` (1, P).
+        embeds: ``prompt_embeds`` (1, L, C), and ``pooled_prompt_embeds`` (1, P) where the model reads it.
         prompt: The text, kept in the file's metadata.
         model: The model whose text encoders were used, kept likewise.
     """
@@ -58,7 +56,7 @@ def save_prompt(path: str | Path, embeds: dict[str, Tensor], prompt: str, model:
 
     with atomic_path(path) as temporary:
         save_file(
-            {key: embeds[key].contiguous().cpu() for key in KEYS},
+            {key: embeds[key].contiguous().cpu() for key in KEYS if key in embeds},
             str(temporary),
             metadata={'prompt': prompt, 'model': model},
         )
@@ -81,11 +79,13 @@ def read_prompt(path: str | Path, expected: str | None = None) -> dict[str, Tens
 
     try:
         with safe_open(str(path), framework='pt') as file:
-            embeds = {key: file.get_tensor(key) for key in KEYS}
+            there = set(file.keys())
+            embeds = {key: file.get_tensor(key) for key in KEYS if key in there or key == KEYS[0]}
             text = (file.metadata() or {}).get('prompt')
     except Exception as error:
         raise InputError(f'prompt={str(path)!r} is not a file made by tools/encode_prompt.py: {error}') from error
-    if embeds[KEYS[0]].dim() != 3 or embeds[KEYS[1]].dim() != 2 or any(len(value) != 1 for value in embeds.values()):
+    dims = dict(zip(KEYS, (3, 2), strict=True))
+    if any(value.dim() != dims[key] or len(value) != 1 for key, value in embeds.items()):
         shapes = {key: tuple(value.shape) for key, value in embeds.items()}
         raise InputError(f'prompt={str(path)!r} holds {shapes}; expected (1, L, C) and (1, P)')
     if expected is not None and text != expected:
@@ -94,34 +94,32 @@ def read_prompt(path: str | Path, expected: str | None = None) -> dict[str, Tens
     return embeds
 
 
-def zero_prompt(config: dict[str, Any]) -> dict[str, Tensor]:
+def zero_prompt(widths: dict[str, int], tokens: int) -> dict[str, Tensor]:
     """Zeros in place of a prompt, for those who do not have its embedding. Not what the model was trained with."""
-    return {
-        KEYS[0]: torch.zeros(1, NUM_TOKENS, config['joint_attention_dim']),
-        KEYS[1]: torch.zeros(1, config['pooled_projection_dim']),
-    }
+    return {key: torch.zeros(*((1, tokens) if key == KEYS[0] else (1,)), width) for key, width in widths.items()}
 
 
-def load_prompt(prompt: str | None, source: Source | None, config: dict[str, Any]) -> dict[str, Tensor]:
+def load_prompt(prompt: str | None, source: Source | None, widths: dict[str, int], tokens: int) -> dict[str, Tensor]:
     """Finds the embedding of the constant prompt.
 
     Args:
         prompt: The text, whose embedding ``tools/encode_prompt.py`` has put into :func:`default_prompt_file`; or a
             ``.safetensors`` file that it made; or ``'zeros'``. None is the empty text.
         source: The model's folder; None for a model with random weights, which knows no prompt and gets zeros.
-        config: The transformer's ``config.json``.
+        widths: What the model reads, and how wide each is.
+        tokens: Of the text encoders, for zeros.
 
     Returns:
-        ``prompt_embeds`` (1, L, C) and ``pooled_prompt_embeds`` (1, P).
+        A tensor for each of ``widths``.
 
     Raises:
-        InputError: If there is no such file, or it was made for another text.
+        InputError: If there is no such file, or it was made for another text or model.
     """
     if prompt is not None and not isinstance(prompt, str):
         raise InputError(f"prompt={prompt!r} is not valid: give a text, a .safetensors file or 'zeros'")
     if prompt == 'zeros' or (prompt is None and source is None):
         logger.info('constant prompt: zeros (no text encoder has seen them; see tools/encode_prompt.py)')
-        return zero_prompt(config)
+        return zero_prompt(widths, tokens)
     if prompt and prompt.endswith('.safetensors'):
         if not Path(prompt).is_file():
             raise InputError(f"prompt={prompt!r} is not a file (make one with tools/encode_prompt.py, or set 'zeros')")

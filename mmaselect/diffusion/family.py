@@ -37,7 +37,7 @@ from mmaselect.diffusion.network import (
     to_map,
 )
 from mmaselect.diffusion.noise import ForwardProcess
-from mmaselect.diffusion.taps import Tap
+from mmaselect.diffusion.taps import AUTO_COMPONENTS, Tap
 from mmaselect.errors import InputError
 
 #: A model of diffusers: torch's annotations take each of its attributes for a tensor or a module.
@@ -51,9 +51,8 @@ def block_sites(attention: str, item: int = 0) -> tuple[dict[str, Site], dict[st
         attention: The block's attention, a module of diffusers' ``Attention``.
         item: Which of the block's outputs the image's tokens are.
     """
-    projections = {'query': 'q', 'key': 'k', 'value': 'v'}
-    sites = {name: Site(f'{attention}.to_{letter}') for name, letter in projections.items()}
-    sites['modulated'] = Site(f'{attention}.to_q', reads_input=True)
+    sites = {'modulated': Site(f'{attention}.to_q', reads_input=True)}
+    sites.update({name: Site(f'{attention}.to_{name[0]}') for name in ('query', 'key', 'value')})
     sites['attention'] = Site(f'{attention}.to_out.0')
     sites['output'] = Site('', item)
     return sites, {name: Site(f'{attention}.norm_{name[0]}', heads=True) for name in ('query', 'key')}
@@ -74,7 +73,11 @@ class Family(nn.Module, ABC):
         architectures: Known architectures by name, as keyword arguments of the diffusers class.
         class_names: Values of ``_class_name`` in a ``config.json`` that belong to this family.
         sites: Where each component is, as a path inside a block.
+        auto_components: Candidates of ``component='auto'``; none for all.
+        tap_sets: Published sets of taps by name.
         latent_name: What diffusers' ``forward`` calls the noisy latent.
+        folder: Where a pipeline's folder has the network.
+        prompt_tokens: Of the constant prompt's embedding.
         normalised_sites: Those that differ after the q/k normalisation, in models that have one.
 
     Raises:
@@ -85,7 +88,11 @@ class Family(nn.Module, ABC):
     architectures: ClassVar[dict[str, dict[str, Any]]]
     class_names: ClassVar[tuple[str, ...]]
     sites: ClassVar[dict[str, Site]]
+    auto_components: ClassVar[tuple[str, ...]] = AUTO_COMPONENTS
+    tap_sets: ClassVar[dict[str, tuple[str, ...]]] = {}
     latent_name: ClassVar[str] = 'hidden_states'
+    folder: ClassVar[str] = 'transformer'
+    prompt_tokens: ClassVar[int] = 0
     normalised_sites: ClassVar[dict[str, Site]] = {}
 
     def __init__(
@@ -188,21 +195,44 @@ class Family(nn.Module, ABC):
         return _plan(cls, json.dumps(fields, sort_keys=True), tuple(taps), normalised)
 
     @classmethod
+    def catalogue(cls, network: DiffusersModule) -> dict[Tap, Site]:
+        """Where each tap of a network is, in the order of the pass."""
+        return {
+            Tap(number, name): site._replace(module=f'{block}.{site.module}' if site.module else block)
+            for number, block in enumerate(cls.blocks(network.config))
+            for name, site in cls.sites.items()
+        }
+
+    @classmethod
+    def known_taps(cls, config: Any) -> list[Tap]:
+        """All taps of a model."""
+        return list(cls.catalogue(cls._network(config)))
+
+    @classmethod
+    def tap_name(cls, tap: Tap, config: Any) -> str:
+        """What ``taps`` calls a tap in a config."""
+        return f'{tap.block}-{tap.component}'
+
+    @classmethod
+    def _network(cls, config: Any) -> DiffusersModule:
+        """The network on the meta device, built once."""
+        known = inspect.signature(cls.model_class().__init__).parameters
+        fields = {key: value for key, value in dict(config).items() if key in known}
+        return _network(cls, json.dumps(fields, sort_keys=True))
+
+    @classmethod
     def find(cls, transformer: DiffusersModule, taps: Sequence[Tap], normalised: bool) -> dict[Tap, Site]:
         """Where each tap is in a network."""
-        found: dict[Tap, Site] = {}
-        blocks = cls.blocks(transformer.config)
+        catalogue = cls.catalogue(transformer)
+        found = {tap: catalogue[tap] for tap in taps}
         for tap in taps:
-            block = blocks[tap.block]
-            sites = [cls.sites[tap.component]]
-            if normalised and tap.component in cls.normalised_sites:
-                sites.insert(0, cls.normalised_sites[tap.component])
-            for site in sites:
-                path = f'{block}.{site.module}' if site.module else block
+            site = cls.normalised_sites.get(tap.component) if normalised else None
+            if site is not None:
+                path = f'{cls.blocks(transformer.config)[tap.block]}.{site.module}'
+                # A model without this norm has None there.
                 with suppress(AttributeError):
-                    # Of a layer that a model does not have, None is left.
                     transformer.get_submodule(path)
-                    found.setdefault(tap, site._replace(module=path))
+                    found[tap] = site._replace(module=path)
         return found
 
     def accelerate(self, attention: str = 'auto', compile: bool | str = False) -> None:
@@ -228,8 +258,10 @@ class Family(nn.Module, ABC):
         self.shapes = plan.shapes
         drop_unused(self.transformer, plan.parameters)
         read = {tap.block for tap in taps}
-        blocks = self.blocks(self.transformer.config)
-        compiled = [blocks[number] for number in range(self.last_block) if number not in read and self._compile]
+        blocks = self.blocks(self.transformer.config) if self._compile else []
+        if self._compile and not blocks:
+            raise InputError(f'compile={self._compile!r} is not for {self.name}: leave it out')
+        compiled = [name for number, name in enumerate(blocks[: self.last_block]) if number not in read]
         fold(self.transformer, plan, self._constants, compiled)
         compile_blocks([self.transformer.get_submodule(name) for name in compiled], self._compile)
 
@@ -328,11 +360,16 @@ class Family(nn.Module, ABC):
             raise InputError(f'latent of {height}x{width} is not a multiple of {patch}')
 
 
+@functools.lru_cache(maxsize=8)
+def _network(family: type[Family], config: str) -> DiffusersModule:
+    with torch.device('meta'):
+        return family.build(json.loads(config)).eval()
+
+
 @functools.lru_cache(maxsize=64)
 def _plan(family: type[Family], config: str, taps: tuple[Tap, ...], normalised: bool) -> Plan:
-    fields = json.loads(config)
+    network = _network(family, config)
     with torch.device('meta'):
-        network = family.build(fields).eval()
         side = network.config.sample_size
         latent = torch.empty(BATCH, network.config.in_channels, side, side)
         widths = family.prompt_widths(network.config)

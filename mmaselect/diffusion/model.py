@@ -36,7 +36,7 @@ from mmaselect.diffusion.loading import (
     parse_dtype,
 )
 from mmaselect.diffusion.network import drop_unused
-from mmaselect.diffusion.taps import Tap
+from mmaselect.diffusion.taps import Tap, make_alternatives
 from mmaselect.errors import InputError, check_choice, check_count, check_fields, check_flag, check_number
 
 logger = logging.getLogger('mmaselect')
@@ -222,8 +222,10 @@ class DiffusionSpec:
         self.source = None if pretrained is None else Source(pretrained, 'pretrained', revision)
         self.config = self.family.complete(self._read_config(arch))
         for name in SIZES:
-            if self.config.get(name) is not None:
-                check_count(self.config[name], name)
+            value = self.config.get(name)
+            for one in value if isinstance(value, (list, tuple)) else [value]:
+                if one is not None:
+                    check_count(one, name)
         self.latent, self.vae = self._resolve_latent(latent, vae)
         self.statistics = check_statistics(latents_mean, latents_std, self.config['in_channels'])
         if self.statistics is not None and self.latent == 'pixels':
@@ -247,9 +249,9 @@ class DiffusionSpec:
             if isinstance(arch, dict):
                 return dict(check_fields(arch, 'arch', self.family.known_fields(), ''))
             return dict(self.family.architectures[check_choice(arch, 'arch', self.family.architectures)])
-        config = self.source.read_json('transformer/config.json')
+        config = self.source.read_json(f'{self.family.folder}/config.json')
         if config is None:
-            raise InputError(f'pretrained={self.source.name!r} has no transformer/config.json')
+            raise InputError(f'pretrained={self.source.name!r} has no {self.family.folder}/config.json')
         check_class(config, self.family.class_names, self.source.name, self.family.name)
         return config
 
@@ -270,7 +272,7 @@ class DiffusionSpec:
     @property
     def num_blocks(self) -> int:
         """Blocks of the whole model."""
-        return len(self.family.blocks(self.config))
+        return 1 + max(tap.block for tap in self.family.known_taps(self.config))
 
     @property
     def factor(self) -> int:
@@ -284,6 +286,28 @@ class DiffusionSpec:
         """Height and width of an image must be multiples of it, in pixels."""
         return self.factor * self.family.multiple(self.config)
 
+    def alternatives(self, block: Any, component: Any, taps: Any = None) -> list[tuple[Tap, ...]]:
+        """What a selection may choose from; a single set of taps where nothing is left open.
+
+        Args:
+            block: Number of a block, or several, ``'auto'``, or None for the middle one.
+            component: What of it, or several, or ``'auto'``.
+            taps: Names of taps in place of both, or the name of a published set of them.
+
+        Raises:
+            InputError: If there is no such tap.
+        """
+        known = self.family.known_taps(self.config)
+        if taps is None:
+            middle = (1 + max(tap.block for tap in known)) // 2
+            return make_alternatives(middle if block is None else block, component, known, self.family.auto_components)
+        if isinstance(taps, str):
+            taps = self.family.tap_sets[check_choice(taps, 'taps', self.family.tap_sets)]
+        if not isinstance(taps, (list, tuple)) or not taps:
+            raise InputError(f'taps={taps!r} is not valid: give a list of names')
+        names = {self.family.tap_name(tap, self.config): tap for tap in known}
+        return [tuple(names[check_choice(name, 'taps', names)] for name in taps)]
+
     def shapes(self, taps: Sequence[Tap]) -> dict[Tap, tuple[int, int]]:
         """Channels of each tap's map, and image pixels per cell; known without reading a weight."""
         factor, shapes = self.factor, self.family.plan(self.config, taps, self.normalised_qk).shapes
@@ -293,7 +317,7 @@ class DiffusionSpec:
         """Builds what ``taps`` need and reads its tensors, and no others.
 
         Args:
-            taps: See :func:`~mmaselect.diffusion.family.make_taps`.
+            taps: What to read.
 
         Returns:
             The frozen model, on ``device``.
@@ -308,7 +332,7 @@ class DiffusionSpec:
         if self.source is None:
             transformer = add_random(transformer, identity, 'transformer', self.seed, self.dtype)
         else:
-            tensors = self.source.tensors('transformer', self.variant)
+            tensors = self.source.tensors(self.family.folder, self.variant)
             load_into(transformer, tensors, identity, 'transformer', self.dtype)
         scheduler = self.source.read_json('scheduler/scheduler_config.json') if self.source else None
         process = self.family.make_process(scheduler or {}, self.shift)
@@ -324,13 +348,14 @@ class DiffusionSpec:
         return model if self.device is None else model.to(self.device)
 
     def _load_prompt(self, identity: Identity, config: Any) -> dict[str, Tensor] | None:
-        if not self.family.prompt_widths(config):
+        widths = self.family.prompt_widths(config)
+        if not widths:
             if self.prompt is not None:
                 raise InputError(f'prompt={self.prompt!r}: {self.family.name} is class-conditional and takes no prompt')
             return None
         from mmaselect.diffusion.conditioning import load_prompt
 
-        embeds = load_prompt(self.prompt, self.source, self.config)
+        embeds = load_prompt(self.prompt, self.source, widths, self.family.prompt_tokens)
         for name, value in sorted(embeds.items()):
             identity.add(name, value)
         return {name: value.to(self.dtype) for name, value in embeds.items()}

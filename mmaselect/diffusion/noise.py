@@ -76,10 +76,11 @@ class DDPM:
 
     Args:
         alphas_cumprod: ``abar`` of the scheduler the model was trained with, shape (T,), decreasing in (0, 1].
+        offset: Steps that the scheduler adds to a timestep (``steps_offset``, 1 in Stable Diffusion).
     """
 
-    def __init__(self, alphas_cumprod: Tensor) -> None:
-        self.alphas_cumprod = alphas_cumprod.detach().double().cpu()
+    def __init__(self, alphas_cumprod: Tensor, offset: int = 0) -> None:
+        self.alphas_cumprod, self.offset = alphas_cumprod.detach().double().cpu(), offset
 
     @classmethod
     def from_scheduler_config(cls, config: dict) -> DDPM:
@@ -95,12 +96,12 @@ class DDPM:
 
         fields = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas')
         scheduler: Any = DDPMScheduler(**{key: config[key] for key in fields if config.get(key) is not None})
-        return cls(scheduler.alphas_cumprod)
+        return cls(scheduler.alphas_cumprod, config.get('steps_offset', 0))
 
     def index(self, timestep: float) -> int:
         """Nearest trained step: a model of T steps knows 0 to T - 1, so 1000 means its last one."""
         steps = len(self.alphas_cumprod)
-        return min(round(check_timestep(timestep) / 1000 * steps), steps - 1)
+        return min(round(check_timestep(timestep) / 1000 * steps) + self.offset, steps - 1)
 
     def network_timestep(self, timestep: float) -> float:
         """Timestep that the network is told: the index of the trained step."""

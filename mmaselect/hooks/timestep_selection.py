@@ -16,7 +16,7 @@ from mmengine.runner import BaseLoop, Runner
 from mmaselect.backbones import ASelectDiT
 from mmaselect.diffusion.memory import check_batch_size
 from mmaselect.diffusion.recipe import digest
-from mmaselect.diffusion.taps import AUTO_COMPONENTS, COMPONENTS, Tap, all_taps
+from mmaselect.diffusion.taps import Tap, all_taps
 from mmaselect.errors import InputError, check_choice, check_count
 from mmaselect.hooks.images import RunnerImages, find_backbone
 from mmaselect.hooks.ranks import RunnerRanks
@@ -239,6 +239,9 @@ class TimestepSelectionHook(Hook):
         if backbone.taps is not None:
             return [backbone.taps]
         left = backbone.alternatives
+        names = dict.fromkeys(tap.component for taps in left for tap in taps)
+        for component in self.components or ():
+            check_choice(component, 'components', names)
         if self.blocks is not None and backbone.block == 'auto':
             left = [taps for taps in left if all(tap.block in self.blocks for tap in taps)]
         if self.components is not None and backbone.component == 'auto':
@@ -246,7 +249,7 @@ class TimestepSelectionHook(Hook):
         if not left:
             raise InputError(
                 f'blocks={self.blocks!r}, components={self.components!r} leave nothing to choose from: blocks are 0 to '
-                f'{backbone.spec.num_blocks - 1}, components {", ".join(AUTO_COMPONENTS)}'
+                f'{backbone.spec.num_blocks - 1}, components {", ".join(names)}'
             )
         return left
 
@@ -334,7 +337,8 @@ def check_candidates(blocks: Sequence[int] | None, components: Sequence[str] | N
     for block in blocks or ():
         check_count(block, 'blocks', 0)
     for component in components or ():
-        check_choice(component, 'components', COMPONENTS)
+        if not isinstance(component, str):
+            raise InputError(f'components={components!r} is not valid: give names')
 
 
 def _list(timesteps: Sequence[float]) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mmaselect.diffusion.latent import VAEEncoder, rename_attention
 from mmaselect.diffusion.model import DiffusionSpec
-from mmaselect.diffusion.taps import Tap, make_alternatives
+from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError
 
 VARIANTS = ('SD3.5-medium', 'DiT', 'SiT')
@@ -125,7 +125,7 @@ def test_features_equal_those_of_the_pipeline_parts(model_folder, variant):
 def test_narrowing_gives_the_model_that_was_never_wider(model_folder, variant):
     """Also when it is done step by step, which is what a search over given candidates does."""
     spec = DiffusionSpec(family_of(variant), pretrained=model_folder(variant))
-    everything = [tap for taps in make_alternatives('auto', 'auto', spec.num_blocks) for tap in taps]
+    everything = [tap for taps in spec.alternatives('auto', 'auto') for tap in taps]
     latent = torch.randn(2, TINY[variant]['in_channels'], 8, 8)
     for steps in (
         [[Tap(3, 'output'), Tap(1, 'value')], [Tap(1, 'value')]],

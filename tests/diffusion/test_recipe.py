@@ -64,15 +64,15 @@ def test_what_changes_nothing_does_not_count(field):
     [
         (dict(noise='fresh'), 'noise=fresh in the config, fixed then'),
         (dict(noise_seed=1), 'noise_seed=1 in the config, 0 then'),
-        (dict(mean=[0.0, 0.0, 0.0]), 'mean='),
-        (dict(std=[1.0, 1.0, 1.0]), 'std='),
+        (dict(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0]), 'mean='),
+        (dict(mean=[123.675, 116.28, 103.53], std=[1.0, 1.0, 1.0]), 'std='),
         (dict(diffusion=dict(SIT, type='DiT')), 'family=DiT in the config, SiT then'),
         (dict(diffusion=dict(SIT, shift=3.0)), 'process.shift=3.0 in the config, 1.0 then'),
         (dict(diffusion=dict(SIT, dtype='float16')), 'dtype=float16 in the config, float32 then'),
     ],
 )
 def test_a_checkpoint_of_another_recipe_is_refused_by_name(change, named):
-    state = backbone().state_dict()
+    state = backbone(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]).state_dict()
     other = backbone(**change)
     with pytest.raises(InputError, match=f'the checkpoint was trained on other features: {named}'):
         other.load_state_dict(state)

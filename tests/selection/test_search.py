@@ -13,7 +13,7 @@ from mmengine import dist
 
 from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.noise import seeded_noise
-from mmaselect.diffusion.taps import Tap, make_taps
+from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError
 from mmaselect.hooks.ranks import RunnerRanks
 from mmaselect.selection.criteria import FisherScore, HighFrequencyRatio, NoiseConsistentHFR
@@ -31,7 +31,7 @@ LABELS = torch.tensor([0, 1, 0, 1, 0, 1])
 
 
 def make_model(blocks=(0, 1)):
-    return DiffusionSpec('SiT', arch=ARCH, latent='pixels').load(make_taps(list(blocks), 'query', 3))
+    return DiffusionSpec('SiT', arch=ARCH, latent='pixels').load([Tap(block, 'query') for block in blocks])
 
 
 def batches(size, labels=True):
@@ -225,7 +225,9 @@ def made_up(resamples=None, **curves):
 
 def test_blocks_and_components_are_chosen_with_the_timestep():
     """All from the passes of one sweep, and the choice is the highest score of all."""
-    model = DiffusionSpec('SiT', arch=ARCH, latent='pixels').load(make_taps([0, 1, 2], ['query', 'output'], 3))
+    model = DiffusionSpec('SiT', arch=ARCH, latent='pixels').load(
+        [Tap(block, name) for block in range(3) for name in ('query', 'output')]
+    )
     alternatives = [[tap] for tap in model.family.taps]
     criteria = [HighFrequencyRatio()]
     result = run(Search(model, TIMESTEPS, criteria, alternatives), [batches(4)])
@@ -250,7 +252,9 @@ def test_memory_does_not_grow_with_the_number_of_taps():
     import gc
     import weakref
 
-    model = DiffusionSpec('SiT', arch=ARCH, latent='pixels').load(make_taps([0, 1, 2], ['query', 'key'], 3))
+    model = DiffusionSpec('SiT', arch=ARCH, latent='pixels').load(
+        [Tap(block, name) for block in range(3) for name in ('query', 'key')]
+    )
     alive, most = [], []
 
     def visit(tap, value):

@@ -3,7 +3,8 @@
 from mmaselect.diffusion.families.dit import DiT
 from mmaselect.diffusion.families.sd3 import SD3
 from mmaselect.diffusion.families.sit import SiT
+from mmaselect.diffusion.families.unet import UNet
 
-FAMILIES = {family.name: family for family in (SD3, DiT, SiT)}
+FAMILIES = {family.name: family for family in (SD3, DiT, SiT, UNet)}
 
-__all__ = ['FAMILIES', 'SD3', 'DiT', 'SiT']
+__all__ = ['FAMILIES', 'SD3', 'DiT', 'SiT', 'UNet']

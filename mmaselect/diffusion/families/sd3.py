@@ -43,6 +43,8 @@ class SD3(Family):
         'sd3.5-medium': architecture(24, 384, dual=13, qk_norm='rms_norm'),
         'sd3.5-large': architecture(38, 192, qk_norm='rms_norm'),
     }
+    # 77 of CLIP and 256 of T5, as diffusers' pipeline has them.
+    prompt_tokens = 333
     sites, normalised_sites = block_sites('attn', item=1)
 
     @classmethod
