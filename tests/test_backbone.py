@@ -263,7 +263,7 @@ def test_a_timestep_that_nobody_chose():
         ),
         (dict(noise='none'), "noise='none' is not known; choose from: fixed, fresh"),
         (dict(std=(1, 0, 1)), 'std=0 is not valid: give a number above 0'),
-        (dict(diffusion=dict(type='Flux')), "diffusion.type='Flux' is not known; choose from: SD3, DiT, SiT"),
+        (dict(diffusion=dict(type='Imagen')), "diffusion.type='Imagen' is not known; choose from: SD3, DiT, SiT"),
     ],
 )
 def test_arguments_are_checked(fields, message):

@@ -30,7 +30,7 @@ BACKBONE = {
     'blocks': [3],
 }
 DIFFUSION = {
-    'type': [None, 'Flux', 3, []],
+    'type': [None, 'Imagen', 3, []],
     'pretrained': ['', 3, '/none', 'two words', [], {}, '../../../etc'],
     'arch': ['dit-z', 3, [], dict(num_layers='x'), dict(num_layers=0), dict(num_layer=2), dict(sample_size=-1)],
     'latent': ['audio', None, 3, []],

@@ -58,8 +58,8 @@ def attempt(call_tool, data, tmp_path):
     'settings,message',
     [
         (
-            dict(model__backbone__diffusion__type='Flux'),
-            "diffusion.type='Flux' is not known; choose from: SD3, DiT, SiT",
+            dict(model__backbone__diffusion__type='Imagen'),
+            "diffusion.type='Imagen' is not known; choose from: SD3, DiT, SiT",
         ),
         (dict(model__backbone__component='queries'), "component='queries' is not known; choose from: modulated, query"),
         (dict(model__backbone__block=5), 'block=5 is out of range: the model has 5 blocks, 0 to 4'),

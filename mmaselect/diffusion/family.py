@@ -55,7 +55,7 @@ def block_sites(attention: str, item: int = 0) -> tuple[dict[str, Site], dict[st
     sites.update({name: Site(f'{attention}.to_{name[0]}') for name in ('query', 'key', 'value')})
     sites['attention'] = Site(f'{attention}.to_out.0')
     sites['output'] = Site('', item)
-    return sites, {name: Site(f'{attention}.norm_{name[0]}', heads=True) for name in ('query', 'key')}
+    return sites, {name: Site(f'{attention}.norm_{name[0]}', merge=(1, 3)) for name in ('query', 'key')}
 
 
 class Family(nn.Module, ABC):
@@ -160,6 +160,21 @@ class Family(nn.Module, ABC):
     def multiple(cls, config: Any) -> int:
         """Height and width of a latent must be multiples of it."""
         return config['patch_size']
+
+    @classmethod
+    def latent_channels(cls, config: Any) -> int:
+        """Channels of the latent."""
+        return config['in_channels']
+
+    @classmethod
+    def side(cls, config: Any) -> int:
+        """Side of the latents that the model was trained on."""
+        return config['sample_size']
+
+    @classmethod
+    def pack(cls, latent: Tensor) -> Tensor:
+        """Brings a latent (B, C, H, W) into the form that ``forward`` reads."""
+        return latent
 
     # --- what follows from it ----------------------------------------------------------------------------------------
 
@@ -284,11 +299,6 @@ class Family(nn.Module, ABC):
         self._set_taps(taps)
 
     @property
-    def latent_channels(self) -> int:
-        """Channels of the latent."""
-        return self.transformer.config.in_channels
-
-    @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return next(self.transformer.parameters()).dtype
@@ -321,7 +331,7 @@ class Family(nn.Module, ABC):
                 ),
             ):
                 self.transformer(
-                    **{self.latent_name: latent},
+                    **{self.latent_name: self.pack(latent)},
                     timestep=torch.full((len(latent),), self.time(timestep), device=device),
                     return_dict=False,
                     **self.condition(self.transformer.config, latent, prompt),
@@ -346,8 +356,9 @@ class Family(nn.Module, ABC):
     def _check(self, latent: Tensor) -> None:
         channels, height, width = latent.shape[1:]
         patch = self.multiple(self.transformer.config)
-        if channels != self.latent_channels:
-            raise InputError(f'latent has {channels} channels; {self.name} expects {self.latent_channels}')
+        expected = self.latent_channels(self.transformer.config)
+        if channels != expected:
+            raise InputError(f'latent has {channels} channels; {self.name} expects {expected}')
         if height < patch or width < patch:
             raise InputError(f'latent of {height}x{width} is smaller than one cell of {patch}x{patch}')
         limit = getattr(self.transformer.config, 'pos_embed_max_size', None)
@@ -370,15 +381,16 @@ def _network(family: type[Family], config: str) -> DiffusersModule:
 def _plan(family: type[Family], config: str, taps: tuple[Tap, ...], normalised: bool) -> Plan:
     network = _network(family, config)
     with torch.device('meta'):
-        side = network.config.sample_size
-        latent = torch.empty(BATCH, network.config.in_channels, side, side)
+        side = family.side(network.config)
+        latent = torch.empty(BATCH, family.latent_channels(network.config), side, side)
         widths = family.prompt_widths(network.config)
         # One token stands for the prompt's.
         shapes = {name: (1, 1, width) if name == 'prompt_embeds' else (1, width) for name, width in widths.items()}
         prompt = {name: torch.empty(shape) for name, shape in shapes.items()}
         condition = family.condition(network.config, latent, prompt)
         time = torch.empty(BATCH)
-    return dry_run(
-        network, family.find(network, taps, normalised), latent,
-        lambda noisy: network(**{family.latent_name: noisy}, timestep=time, return_dict=False, **condition),
-    )  # fmt: skip
+
+    def call(noisy: Tensor) -> None:
+        network(**{family.latent_name: family.pack(noisy)}, timestep=time, return_dict=False, **condition)
+
+    return dry_run(network, family.find(network, taps, normalised), latent, call)

@@ -93,7 +93,7 @@ class FrozenDiffusion(nn.Module):
     @property
     def image_size(self) -> int:
         """Side of the images that the model was trained on, in pixels."""
-        return self.encoder.factor * self.family.transformer.config.sample_size
+        return self.encoder.factor * self.family.side(self.family.transformer.config)
 
     @property
     def num_blocks(self) -> int:
@@ -227,7 +227,7 @@ class DiffusionSpec:
                 if one is not None:
                     check_count(one, name)
         self.latent, self.vae = self._resolve_latent(latent, vae)
-        self.statistics = check_statistics(latents_mean, latents_std, self.config['in_channels'])
+        self.statistics = check_statistics(latents_mean, latents_std, self.family.latent_channels(self.config))
         if self.statistics is not None and self.latent == 'pixels':
             raise InputError(
                 "latents_mean, latents_std: pixels are not standardised; leave them out with latent='pixels'"
@@ -279,7 +279,9 @@ class DiffusionSpec:
         """Image pixels per latent pixel, along one side."""
         if self.latent == 'pixels':
             return 1
-        return downsampling(read_vae_config(*self.vae) if self.vae else VAE_CONFIGS[self.config['in_channels']])
+        return downsampling(
+            read_vae_config(*self.vae) if self.vae else VAE_CONFIGS[self.family.latent_channels(self.config)]
+        )
 
     @property
     def multiple(self) -> int:
@@ -340,10 +342,9 @@ class DiffusionSpec:
         family = self.family(transformer, tuple(taps), process, self.normalised_qk, prompt)
         family.accelerate(self.attention, self.compile)
         encoder = self._load_encoder(identity)
-        if encoder.channels != family.latent_channels:
-            raise InputError(
-                f'the latent has {encoder.channels} channels; {self.family.name} expects {family.latent_channels}'
-            )
+        expected = family.latent_channels(self.config)
+        if encoder.channels != expected:
+            raise InputError(f'the latent has {encoder.channels} channels; {self.family.name} expects {expected}')
         model = FrozenDiffusion(encoder, family, identity)
         return model if self.device is None else model.to(self.device)
 
@@ -362,9 +363,9 @@ class DiffusionSpec:
 
     def _load_encoder(self, identity: Identity) -> LatentEncoder:
         if self.latent == 'pixels':
-            return PixelEncoder(self.config['in_channels'])
+            return PixelEncoder(self.family.latent_channels(self.config))
         if self.vae is None:
-            encoder = random_vae(self.config['in_channels'], identity, self.seed, self.dtype)
+            encoder = random_vae(self.family.latent_channels(self.config), identity, self.seed, self.dtype)
             standardise(encoder, self.statistics, identity)
             return encoder
         return load_vae(*self.vae, identity, self.dtype, self.variant, self.statistics)

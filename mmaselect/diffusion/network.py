@@ -31,18 +31,19 @@ class Site(NamedTuple):
         module: Path of a module.
         item: Which of its outputs, where there are several.
         reads_input: Take the module's first input instead.
-        heads: What is there is (B, heads, N, d).
+        merge: Axes that heads and their channels are on, where the module gives them apart: (1, 3) for
+            (B, heads, N, d), (2, 3) for (B, N, heads, d).
     """
 
     module: str
     item: int = 0
     reads_input: bool = False
-    heads: bool = False
+    merge: tuple[int, int] | None = None
 
     def pick(self, value: Any) -> Tensor:
         """The tensor among the module's inputs or outputs: tokens (B, N, C), or a map (B, C, h, w)."""
         value = value[self.item] if isinstance(value, (tuple, list)) else value
-        return value.transpose(1, 2).flatten(2) if self.heads else value
+        return value if self.merge is None else value.movedim(self.merge, (2, 3)).flatten(2)
 
 
 @dataclass

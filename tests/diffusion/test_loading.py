@@ -351,7 +351,7 @@ def test_a_vae_of_its_own(broken, model_folder, tmp_path):
 @pytest.mark.parametrize(
     'fields,message',
     [
-        (dict(type='Flux'), "diffusion.type='Flux' is not known; choose from: SD3, DiT, SiT"),
+        (dict(type='Imagen'), "diffusion.type='Imagen' is not known; choose from: SD3, DiT, SiT"),
         (dict(type='DiT'), 'pretrained=None, arch=None: give exactly one of them'),
         (dict(type='DiT', arch='huge'), "arch='huge' is not known; choose from: dit-s/2-256"),
         (dict(type='DiT', arch='dit-s/2-256', dtype='int8'), "dtype='int8' is not known; choose from: float32"),

@@ -76,7 +76,8 @@ def test_every_tap_equals_a_hook_on_the_full_pass(arch, timestep, size):
         assert maps.shape == (2, channels, size[0] // stride, size[1] // stride)
         value = expected[tap]
         tokens = value.flatten(2) if value.dim() == 4 else value.transpose(1, 2)
-        torch.testing.assert_close(maps.flatten(2), tokens, rtol=1e-4, atol=1e-5)
+        # A convolution at batch 1 and at batch 2 sums in another order.
+        assert (maps.flatten(2) - tokens).norm() < 1e-5 * tokens.norm(), tap
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """One file per architecture. A new family is a new file here and one more line in ``FAMILIES``."""
 
 from mmaselect.diffusion.families.dit import DiT
+from mmaselect.diffusion.families.flux import Flux
+from mmaselect.diffusion.families.pixart import PixArt
 from mmaselect.diffusion.families.sd3 import SD3
 from mmaselect.diffusion.families.sit import SiT
 from mmaselect.diffusion.families.unet import UNet
 
-FAMILIES = {family.name: family for family in (SD3, DiT, SiT, UNet)}
+FAMILIES = {family.name: family for family in (SD3, DiT, SiT, UNet, Flux, PixArt)}
 
-__all__ = ['FAMILIES', 'SD3', 'DiT', 'SiT', 'UNet']
+__all__ = ['FAMILIES', 'SD3', 'DiT', 'Flux', 'PixArt', 'SiT', 'UNet']

@@ -1,0 +1,105 @@
+"""FLUX.1 dev and schnell (rectified flow, double and single blocks). On diffusers' ``FluxTransformer2DModel``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmaselect.diffusion.family import DiffusersModule, Family, block_sites
+from mmaselect.diffusion.network import Site
+from mmaselect.diffusion.noise import ForwardProcess, RectifiedFlow
+from mmaselect.diffusion.taps import Tap
+
+#: Guidance that ``dev`` is told, as diffusers' pipeline tells it.
+GUIDANCE = 3.5
+DOUBLE, _ = block_sites('attn', item=1)
+#: A single block has no projection behind its attention.
+SINGLE = {**DOUBLE, 'attention': Site('attn')}
+
+
+class Flux(Family):
+    """FLUX.1 under one constant prompt; blocks 0 to 18 are the double ones, the single ones follow."""
+
+    name = 'Flux'
+    class_names = ('FluxTransformer2DModel',)
+    architectures = {'flux.1-dev': dict(guidance_embeds=True), 'flux.1-schnell': dict(guidance_embeds=False)}
+    sites = DOUBLE
+    prompt_tokens = 512
+    normalised_sites = {'query': Site('attn.norm_q', merge=(2, 3)), 'key': Site('attn.norm_k', merge=(2, 3))}
+
+    @classmethod
+    def model_class(cls) -> type[DiffusersModule]:
+        """Diffusers' FLUX."""
+        from diffusers import FluxTransformer2DModel
+
+        return FluxTransformer2DModel
+
+    @classmethod
+    def make_process(cls, scheduler: dict[str, Any], shift: float) -> ForwardProcess:
+        """Rectified flow; the scheduler's own sampling shift is not applied, only the one the config asks for."""
+        return RectifiedFlow(shift)
+
+    def time(self, timestep: float) -> float:
+        """What the network is told: the share of noise, in [0, 1]."""
+        return self.process.network_timestep(timestep) / 1000
+
+    @classmethod
+    def blocks(cls, config: Any) -> list[str]:
+        """Double blocks, then single ones."""
+        double = [f'transformer_blocks.{number}' for number in range(config['num_layers'])]
+        return double + [f'single_transformer_blocks.{number}' for number in range(config['num_single_layers'])]
+
+    @classmethod
+    def catalogue(cls, network: DiffusersModule) -> dict[Tap, Site]:
+        """Single blocks have their attention elsewhere."""
+        found = super().catalogue(network)
+        for number, path in enumerate(cls.blocks(network.config)):
+            if path.startswith('single'):
+                found[Tap(number, 'attention')] = SINGLE['attention']._replace(module=f'{path}.attn')
+        return found
+
+    @classmethod
+    def multiple(cls, config: Any) -> int:
+        """A token is 2x2 latent pixels."""
+        return 2
+
+    @classmethod
+    def latent_channels(cls, config: Any) -> int:
+        """Of a latent before its 2x2 pixels are packed into a token."""
+        return config['in_channels'] // 4
+
+    @classmethod
+    def side(cls, config: Any) -> int:
+        """1024 image pixels."""
+        return 128
+
+    @classmethod
+    def pack(cls, latent: Tensor) -> Tensor:
+        """(B, C, H, W) to tokens (B, H / 2 * W / 2, 4 C)."""
+        batch, channels, height, width = latent.shape
+        cells = latent.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+        return cells.reshape(batch, height * width // 4, 4 * channels)
+
+    @classmethod
+    def prompt_widths(cls, config: Any) -> dict[str, int]:
+        """T5's tokens, and CLIP's pooled embedding."""
+        return {'prompt_embeds': config['joint_attention_dim'], 'pooled_prompt_embeds': config['pooled_projection_dim']}
+
+    @classmethod
+    def condition(cls, config: Any, latent: Tensor, prompt: dict[str, Tensor]) -> dict[str, Any]:
+        """The prompt, where each token lies, and the guidance."""
+        batch, rows, columns = len(latent), latent.shape[2] // 2, latent.shape[3] // 2
+        ids = torch.zeros(rows, columns, 3, device=latent.device)
+        ids[..., 1] += torch.arange(rows, device=latent.device)[:, None]
+        ids[..., 2] += torch.arange(columns, device=latent.device)
+        read = {
+            'encoder_hidden_states': prompt['prompt_embeds'].expand(batch, -1, -1),
+            'pooled_projections': prompt['pooled_prompt_embeds'].expand(batch, -1),
+            'img_ids': ids.flatten(0, 1),
+            'txt_ids': torch.zeros(prompt['prompt_embeds'].shape[1], 3, device=latent.device),
+        }
+        if config['guidance_embeds']:
+            read['guidance'] = torch.full((batch,), GUIDANCE, device=latent.device)
+        return read
