@@ -177,7 +177,14 @@ def dry_run(network: nn.Module, sites: Mapping[Any, Site], latent: Tensor, call:
 
 
 def _is_batched(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == BATCH
+    """Whether a tensor has the batch in front, or a number is its size."""
+    return len(value) == BATCH if isinstance(value, Tensor) and value.dim() else type(value) is int and value == BATCH
+
+
+def _first(value: Any, batched: bool) -> Any:
+    if not batched:
+        return value
+    return value[:1] if isinstance(value, Tensor) else 1
 
 
 def _channels_and_stride(value: Tensor, size: tuple[int, int]) -> tuple[int, int]:
@@ -253,7 +260,7 @@ class Constant:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the module's own, for the whole batch."""
         if self.name not in self.constants.now:
-            args, kwargs = tree_map(lambda one, batched: one[:1] if batched else one, (args, kwargs), self.inputs)
+            args, kwargs = tree_map(_first, (args, kwargs), self.inputs)
             self.constants.now[self.name] = type(self.module).forward(self.module, *args, **kwargs)
         size = self.constants.batch
         return tree_map(

@@ -70,7 +70,7 @@ def full_pass(family, arch, latent, timestep):
         )
         for name, module in modules.items():
 
-            def keep(_, __, output, tap=Tap(number, name), name=name):
+            def keep(_, __, output, number=number, name=name):
                 if isinstance(output, tuple):
                     output = output[0 if name == 'attention' else 1]
                 seen[Tap(number, name)] = output[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))

@@ -88,7 +88,11 @@ def test_names_do_not_count_but_what_is_there_does(model_folder, tmp_path):
     assert backbone(dict(config, pretrained=str(copy))).recipe == one
     assert backbone(dict(config, vae=str(make_tiny(tmp_path / 'tiny')))).recipe != one
     for file, change, named in (
-        ('transformer/config.json', {'timestep_freq_shift': 0}, 'architecture.timestep_freq_shift=1 in the config, 0'),
+        (
+            'transformer/config.json',
+            {'timestep_freq_shift': 0},
+            'architecture.timestep_freq_shift=None in the config',
+        ),
         ('scheduler/scheduler_config.json', {'beta_end': 0.02}, 'process.alphas_cumprod='),
         ('vae/config.json', {'scaling_factor': 0.25}, 'encoder.scaling_factor=0.5 in the config, 0.25 then'),
     ):

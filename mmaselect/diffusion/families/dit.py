@@ -69,9 +69,12 @@ class DiT(Family):
         if config.get('norm_type', 'ada_norm_zero') != 'ada_norm_zero':
             raise InputError(f'norm_type={config["norm_type"]!r} is not a {cls.name}: expected ada_norm_zero')
         model = super().build(config)
-        model.register_to_config(**{FREQUENCY_SHIFT: config.get(FREQUENCY_SHIFT, 1)})
+        shift = config.get(FREQUENCY_SHIFT, 1)
+        if shift != 1:
+            # So that it is part of the recipe.
+            model.register_to_config(**{FREQUENCY_SHIFT: shift})
         for block in model.transformer_blocks:
-            block.norm1.emb.time_proj.downscale_freq_shift = model.config[FREQUENCY_SHIFT]
+            block.norm1.emb.time_proj.downscale_freq_shift = shift
         return model
 
     @classmethod
