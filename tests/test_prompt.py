@@ -98,7 +98,9 @@ def test_the_tool_writes_what_the_pipeline_computes(pipeline_folder):
 
 def test_a_folder_that_is_no_pipeline_is_refused(model_folder, call_tool):
     done = call_tool('encode_prompt.py', model_folder('DiT'), '/nowhere/out.safetensors')
-    assert 'a StableDiffusion3Pipeline is expected' in error_line(done)
+    assert 'choose from: StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline' in error_line(
+        done
+    )
 
 
 def test_prompt_files(tmp_path, model_folder, caplog):
@@ -123,3 +125,114 @@ def test_prompt_files(tmp_path, model_folder, caplog):
     (tmp_path / 'bad.safetensors').write_bytes(b'\x00' * 64)
     with pytest.raises(InputError, match=r'is not a file made by tools/encode_prompt.py'):
         read_prompt(tmp_path / 'bad.safetensors')
+
+
+@pytest.fixture(scope='module')
+def pipelines(tmp_path_factory):
+    """Folders of the other kinds of pipelines, each with its text encoders and a tiny network."""
+    import diffusers
+    from conftest import make_vae
+    from diffusion.test_more_families import FLUX, PIXART, make_network
+    from diffusion.test_unet import SMALL, XL
+    from diffusion.test_unet import make_network as make_unet
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+    from mmaselect.diffusion.families import Flux, PixArt
+
+    root = tmp_path_factory.mktemp('pipelines')
+    clip, t5, size = make_tokenizers(root / 'tokenizers')
+    torch.manual_seed(0)
+
+    def text_model(cls, width):
+        return cls(
+            CLIPTextConfig(
+                vocab_size=size, hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+                projection_dim=width, eos_token_id=size - 1, bos_token_id=size - 2,
+            )
+        )  # fmt: skip
+
+    def t5_model():
+        return T5EncoderModel(T5Config(vocab_size=8, d_model=12, d_kv=6, d_ff=16, num_layers=2, num_heads=2))
+
+    flow, ddim = diffusers.FlowMatchEulerDiscreteScheduler(), diffusers.DDIMScheduler
+    made = {
+        'StableDiffusion': dict(
+            unet=make_unet(SMALL), text_encoder=text_model(CLIPTextModel, 12), tokenizer=clip, scheduler=ddim(),
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        ),
+        'StableDiffusionXL': dict(
+            unet=make_unet(XL), text_encoder=text_model(CLIPTextModel, 2), tokenizer=clip, scheduler=ddim(),
+            text_encoder_2=text_model(CLIPTextModelWithProjection, 10), tokenizer_2=clip,
+        ),
+        'Flux': dict(
+            transformer=make_network(Flux, FLUX), text_encoder=text_model(CLIPTextModel, 10), tokenizer=clip,
+            text_encoder_2=t5_model(), tokenizer_2=t5, scheduler=flow,
+        ),
+        'PixArtSigma': dict(
+            transformer=make_network(PixArt, PIXART), text_encoder=t5_model(), tokenizer=t5, scheduler=ddim()
+        ),
+    }  # fmt: skip
+    for name, parts in made.items():
+        channels = 16 if name == 'Flux' else 4
+        pipeline = getattr(diffusers, f'{name}Pipeline')(vae=make_vae(channels), **parts)
+        pipeline.save_pretrained(root / name)
+    return root
+
+
+@pytest.mark.parametrize(
+    'name,family,shapes',
+    [
+        ('StableDiffusion', 'UNet', [(1, 77, 12)]),
+        ('StableDiffusionXL', 'UNet', [(1, 77, 12), (1, 10)]),
+        ('Flux', 'Flux', [(1, 512, 12), (1, 10)]),
+        # The tokenizer knows no such word, and gives one token; padding is left out.
+        ('PixArtSigma', 'PixArt', [(1, 1, 12)]),
+    ],
+)
+def test_other_pipelines(pipelines, name, family, shapes):
+    import diffusers
+
+    from mmaselect.diffusion.model import DiffusionSpec
+
+    done = run_tool('encode_prompt.py', pipelines / name, '--prompt', 'a bird', '--dtype', 'float32')
+    assert done.returncode == 0, done.stderr[-2000:]
+    embeds = read_prompt(default_prompt_file(Source(pipelines / name), 'a bird'))
+    assert [tuple(value.shape) for value in embeds.values()] == shapes
+    pipeline = getattr(diffusers, f'{name}Pipeline').from_pretrained(pipelines / name)
+    with torch.no_grad():
+        if name == 'Flux':
+            expected = pipeline.encode_prompt('a bird', None)[0]
+        else:
+            expected = pipeline.encode_prompt('a bird', do_classifier_free_guidance=False, **(
+                dict(device='cpu', num_images_per_prompt=1) if name == 'StableDiffusion' else {}
+            ))[0]  # fmt: skip
+    torch.testing.assert_close(embeds['prompt_embeds'], expected[:, : shapes[0][1]])
+    spec = DiffusionSpec(family, pretrained=str(pipelines / name), prompt='a bird')
+    (taps,) = spec.alternatives(3, 'res-out' if family == 'UNet' else 'output')
+    if name != 'Flux':
+        assert spec.load(taps)(torch.randn(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), 100)[taps[0]].isfinite().all()
+    if len(shapes) == 1:
+        with pytest.raises(InputError, match='has no pooled_prompt_embeds, which this model reads'):
+            load_prompt('a bird', Source(pipelines / name), WIDTHS, 333)
+
+
+def test_to_leave_out_hidden_tokens_is_to_mask_them(pipelines):
+    """PixArt's pipeline masks the padding of its prompt."""
+    import diffusers
+
+    from mmaselect.diffusion.model import DiffusionSpec
+
+    run_tool('encode_prompt.py', pipelines / 'PixArtSigma', '--prompt', 'a bird', '--dtype', 'float32')
+    pipeline = diffusers.PixArtSigmaPipeline.from_pretrained(pipelines / 'PixArtSigma')
+    latent, seen = torch.randn(2, 4, 8, 8), []
+    pipeline.transformer.transformer_blocks[2].register_forward_hook(lambda _, __, output: seen.append(output))
+    spec = DiffusionSpec('PixArt', pretrained=str(pipelines / 'PixArtSigma'), prompt='a bird')
+    (taps,) = spec.alternatives(2, 'output')
+    with torch.no_grad():
+        embeds, mask, *_ = pipeline.encode_prompt('a bird', do_classifier_free_guidance=False)
+        pipeline.transformer(
+            latent, embeds.expand(2, -1, -1), torch.full((2,), 0.0), encoder_attention_mask=mask.expand(2, -1),
+            added_cond_kwargs={'resolution': None, 'aspect_ratio': None},
+        )  # fmt: skip
+        maps = spec.load(taps).family(latent, 0)[taps[0]]
+    torch.testing.assert_close(maps.flatten(2).transpose(1, 2), seen[0], rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Embeds the constant prompt of a Stable Diffusion 3 model once, so that its text encoders are never loaded again."""
+"""Embeds the constant prompt of a text-conditional model once, so that its text encoders are never loaded again."""
 
 import argparse
 from pathlib import Path
@@ -7,9 +7,47 @@ import torch
 
 import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
 from mmaselect import cli
-from mmaselect.diffusion.conditioning import default_prompt_file, save_prompt
+from mmaselect.diffusion.conditioning import KEYS, default_prompt_file, save_prompt
 from mmaselect.diffusion.loading import Source, parse_dtype
-from mmaselect.errors import InputError
+from mmaselect.errors import InputError, check_choice
+
+
+def named(embeds, pooled=None):
+    return dict(zip(KEYS, (embeds,) if pooled is None else (embeds, pooled), strict=False))
+
+
+def encode_stable_diffusion(pipeline, text, device):
+    return named(pipeline.encode_prompt(text, device, 1, False)[0])
+
+
+def encode_xl(pipeline, text, device):
+    embeds, _, pooled, _ = pipeline.encode_prompt(text, device=device, do_classifier_free_guidance=False)
+    return named(embeds, pooled)
+
+
+def encode_sd3(pipeline, text, device):
+    embeds, _, pooled, _ = pipeline.encode_prompt(text, None, None, do_classifier_free_guidance=False, device=device)
+    return named(embeds, pooled)
+
+
+def encode_flux(pipeline, text, device):
+    return named(*pipeline.encode_prompt(text, None, device=device)[:2])
+
+
+def encode_pixart(pipeline, text, device):
+    embeds, mask, *_ = pipeline.encode_prompt(text, do_classifier_free_guidance=False, device=device)
+    # To leave out the tokens that the mask hides is the same, since a prompt's tokens have no order in the blocks.
+    return named(embeds[:, mask[0].bool()])
+
+
+ENCODERS = {
+    'StableDiffusionPipeline': encode_stable_diffusion,
+    'StableDiffusionXLPipeline': encode_xl,
+    'StableDiffusion3Pipeline': encode_sd3,
+    'FluxPipeline': encode_flux,
+    'PixArtAlphaPipeline': encode_pixart,
+    'PixArtSigmaPipeline': encode_pixart,
+}
 
 
 @torch.no_grad()
@@ -18,27 +56,27 @@ def main():
     parser.add_argument('model', help='diffusers folder or hub id')
     parser.add_argument('out', nargs='?', help='file to write; default: where the backbone looks for it')
     parser.add_argument('--prompt', default='', help='the prompt; empty by default')
+    parser.add_argument('--revision', help='branch, tag or commit on the hub')
     parser.add_argument('--dtype', default='bfloat16', help='dtype of the text encoders')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
-    source = Source(args.model, 'model')
+    source = Source(args.model, 'model', args.revision)
     out = Path(args.out) if args.out else default_prompt_file(source, args.prompt)
     if out.suffix != '.safetensors':
         raise InputError(f'out={str(out)!r} is not valid: give a name that ends in .safetensors')
-    index = source.read_json('model_index.json')
-    if index is None or index.get('_class_name') != 'StableDiffusion3Pipeline':
-        found = None if index is None else index.get('_class_name')
-        raise InputError(f'model={args.model!r} holds {found!r}; a StableDiffusion3Pipeline is expected')
-    from diffusers import StableDiffusion3Pipeline
+    found = (source.read_json('model_index.json') or {}).get('_class_name')
+    check_choice(found, f'the pipeline of model={args.model!r},', ENCODERS)
+    import diffusers
 
-    pipeline = StableDiffusion3Pipeline.from_pretrained(
-        source.folder or args.model, transformer=None, vae=None, torch_dtype=parse_dtype(args.dtype)
-    ).to(args.device)
-    embeds, _, pooled, _ = pipeline.encode_prompt(
-        prompt=args.prompt, prompt_2=None, prompt_3=None, do_classifier_free_guidance=False, device=args.device
-    )
-    save_prompt(out, {'prompt_embeds': embeds, 'pooled_prompt_embeds': pooled}, args.prompt, args.model)
-    print(f'{out}: {tuple(embeds.shape)} and {tuple(pooled.shape)} for prompt {args.prompt!r}')
+    network = 'unet' if found.startswith(('StableDiffusionPipeline', 'StableDiffusionXL')) else 'transformer'
+    pipeline = getattr(diffusers, found).from_pretrained(
+        source.folder or args.model, revision=args.revision, vae=None, torch_dtype=parse_dtype(args.dtype),
+        **{network: None},
+    ).to(args.device)  # fmt: skip
+    embeds = ENCODERS[found](pipeline, args.prompt, args.device)
+    save_prompt(out, embeds, args.prompt, args.model)
+    shapes = ' and '.join(str(tuple(value.shape)) for value in embeds.values())
+    print(f'{out}: {shapes} for prompt {args.prompt!r}')
 
 
 if __name__ == '__main__':

@@ -32,7 +32,7 @@ def default_prompt_file(source: Source, prompt: str = '') -> Path:
     Returns:
         ``prompt_embeds.safetensors`` for the empty prompt, else a name with the first 12 digits of the text's SHA-256;
         in the model's own folder, or, for a model on the hub, in ``$MMASELECT_CACHE`` (``~/.cache/mmaselect``) under
-        its id.
+        its id and revision.
     """
     name = PROMPT_FILE
     if prompt:
@@ -40,7 +40,7 @@ def default_prompt_file(source: Source, prompt: str = '') -> Path:
     if source.folder is not None:
         return source.folder / name
     cache = Path(os.environ.get('MMASELECT_CACHE', Path.home() / '.cache' / 'mmaselect'))
-    return cache / source.name / name
+    return cache / source.name / (source.revision or '') / name
 
 
 def save_prompt(path: str | Path, embeds: dict[str, Tensor], prompt: str, model: str) -> None:
@@ -123,7 +123,7 @@ def load_prompt(prompt: str | None, source: Source | None, widths: dict[str, int
     if prompt and prompt.endswith('.safetensors'):
         if not Path(prompt).is_file():
             raise InputError(f"prompt={prompt!r} is not a file (make one with tools/encode_prompt.py, or set 'zeros')")
-        return read_prompt(prompt)
+        return _check(read_prompt(prompt), prompt, widths)
     if source is None:
         raise InputError(f'prompt={prompt!r}: a model with random weights knows no text; leave it out')
     text = prompt or ''
@@ -134,4 +134,11 @@ def load_prompt(prompt: str | None, source: Source | None, widths: dict[str, int
             f'prompt={prompt!r}: {source.name!r} has no {file}; write it with '
             f"`python tools/encode_prompt.py {source.name}{asked}`, give another file, or set prompt='zeros'"
         )
-    return read_prompt(file, text)
+    return _check(read_prompt(file, text), str(file), widths)
+
+
+def _check(embeds: dict[str, Tensor], file: str, widths: dict[str, int]) -> dict[str, Tensor]:
+    missing = [name for name in widths if name not in embeds]
+    if missing:
+        raise InputError(f'{file} has no {missing[0]}, which this model reads: it was made for another family')
+    return {name: embeds[name] for name in widths}
