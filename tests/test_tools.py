@@ -289,7 +289,7 @@ def test_block_and_component_are_selected_with_the_timestep(digits, tmp_path):
     highest = max(max(curve) for curve in selection['scores_per_tap'][label].values())
     assert 0.8 * highest <= chosen <= highest
     checkpoint = torch.load(tmp_path / 'epoch_3.pth', weights_only=True)['state_dict']
-    assert checkpoint['backbone.taps'].tolist()[0][0] == selection['block']
+    assert json.loads(bytes(checkpoint['backbone.taps'].tolist()))[0][0] == selection['block']
     assert (tmp_path / 'epoch_3.pth').stat().st_size < 200_000
     tested = run_tool('test.py', CONFIG, tmp_path / 'epoch_3.pth', '--work-dir', tmp_path / 'test', *settings)
     assert tested.returncode == 0, tested.stderr[-3000:]

@@ -1,9 +1,10 @@
-"""Maps of unlike channels and strides, of a made-up family: backbone, cache, selection, probe's cells and UPerNet."""
+"""Maps of unlike sizes, of the family of docs/add_a_network.md: backbone, cache, selection, probes and UPerNet."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from conftest import ROOT
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
@@ -12,9 +13,6 @@ from mmseg.utils import register_all_modules
 from mmaselect.apis import extract
 from mmaselect.backbones import ASelectDiT
 from mmaselect.diffusion.families import FAMILIES
-from mmaselect.diffusion.family import Family
-from mmaselect.diffusion.network import Site
-from mmaselect.diffusion.noise import DDPM
 from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError
 from mmaselect.evaluation.probe import Samples
@@ -22,42 +20,19 @@ from mmaselect.selection.criteria import FisherScore, HighFrequencyRatio, Instan
 from mmaselect.selection.search import Batch, Search, run
 
 CHANNELS, STRIDES = (32, 16, 8), (4, 2, 1)
-ARCH = dict(
-    sample_size=16, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 16, 32),
-    down_block_types=('DownBlock2D',) * 3, up_block_types=('UpBlock2D',) * 3, norm_num_groups=4, attention_head_dim=8,
-)  # fmt: skip
 
 
-class Pyramid(Family):
-    """The upward half of a small U-Net of diffusers'."""
+def read_example(page):
+    """Runs the first block of Python of a page of the docs, and gives its names."""
+    text = (ROOT / 'docs' / page).read_text(encoding='utf-8')
+    names = {}
+    exec(compile(text.split('```python\n')[1].split('```')[0], page, 'exec'), names)
+    return names
 
-    name = 'Pyramid'
-    class_names = ('UNet2DModel',)
-    architectures = {'tiny': ARCH}
-    sites = {'output': Site(''), 'query': Site('resnets.1.conv1')}
-    latent_name = 'sample'
 
-    @classmethod
-    def model_class(cls):
-        from diffusers import UNet2DModel
-
-        return UNet2DModel
-
-    @classmethod
-    def make_process(cls, scheduler, shift):
-        return DDPM.from_scheduler_config(scheduler)
-
-    @classmethod
-    def blocks(cls, config):
-        return [f'up_blocks.{number}.resnets.0' for number in range(len(config['up_block_types']))]
-
-    @classmethod
-    def multiple(cls, config):
-        return 2 ** (len(config['block_out_channels']) - 1)
-
-    @classmethod
-    def condition(cls, config, latent, prompt):
-        return {}
+Pyramid = read_example('add_a_network.md')['Pyramid']
+# For other tests it is not there.
+del FAMILIES['Pyramid']
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +64,7 @@ def test_maps_are_those_of_diffusers_full_pass():
     maps = backbone(images() + 1)
     network = backbone.diffusion.family.transformer
     latent = backbone.diffusion.family.process.add_noise(images(), backbone._make_noise(images(), images()), 100)
-    whole = Pyramid.build(Pyramid.complete(ARCH)).eval()
+    whole = Pyramid.build(Pyramid.complete(Pyramid.architectures['tiny'])).eval()
     whole.load_state_dict(network.state_dict(), strict=False)
     for block in whole.up_blocks:
         block.resnets[0].register_forward_hook(lambda _, __, output: seen.append(output))

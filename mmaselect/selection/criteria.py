@@ -1,6 +1,7 @@
 """What a timestep is scored by: the spectral criteria, the Fisher Score, and the list of all criteria.
 
-A new criterion is a new class and one more name in ``CRITERIA``.
+A new criterion is a new class and one more name in ``CRITERIA``; one of one's own is added by
+``CRITERIA['Mine'] = Mine``, see docs/add_a_criterion.md.
 """
 
 from __future__ import annotations

@@ -184,3 +184,18 @@ def test_criteria_on_views_from_a_config():
         build_criterion(dict(type='LiDAR', shrinkage=0.1))
     with pytest.raises(InputError, match=r'views.crop=0 is not valid'):
         build_criterion(dict(type='ViewConsistency', views=dict(crop=0)))
+
+
+def test_the_example_of_the_docs(monkeypatch):
+    """A criterion of one's own needs no change of ours."""
+    from conftest import ROOT
+
+    monkeypatch.setattr('mmaselect.selection.criteria.CRITERIA', dict(CRITERIA))
+    text = (ROOT / 'docs' / 'add_a_criterion.md').read_text(encoding='utf-8')
+    exec(compile(text.split('```python\n')[1].split('```')[0], 'add_a_criterion.md', 'exec'), {})
+    criterion = build_criterion(dict(type='Energy', power=0.5))
+    assert criterion.parameters == {'type': 'Energy', 'power': 0.5}
+    expected = A.double().square().mean().sqrt().item()
+    assert score(criterion, (A,)) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(InputError, match='power'):
+        build_criterion(dict(type='Energy', speed=1))

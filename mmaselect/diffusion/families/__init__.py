@@ -1,4 +1,7 @@
-"""One file per architecture. A new family is a new file here and one more line in ``FAMILIES``."""
+"""One file per architecture. A new family is a new file here and one more name in ``FAMILIES``.
+
+A family of one's own needs neither: ``FAMILIES['Mine'] = Mine``, see docs/add_a_network.md.
+"""
 
 from mmaselect.diffusion.families.dit import DiT
 from mmaselect.diffusion.families.flux import Flux
