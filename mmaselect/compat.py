@@ -315,8 +315,10 @@ def check_mmcv_version() -> None:
 
 
 def apply() -> None:
-    """Puts every repair in its place."""
+    """Puts every repair in its place; without mmengine only those of what diffusers needs."""
     watch_imports()
+    if importlib.util.find_spec('mmengine') is None:
+        return
     provide_pkg_resources()
     allow_mmengine_checkpoints()
     allow_cpu_ranks()
