@@ -43,8 +43,6 @@ SHAPE = dict(
     qk_norm='rms_norm',
 )
 BLOCK = 12
-#: Of its constant prompt.
-PROMPT_WIDTHS = {'prompt_embeds': 1024, 'pooled_prompt_embeds': 512}
 
 
 @dataclass
@@ -100,6 +98,12 @@ def count_multiply_adds(work):
     return counter.get_total_flops() / 2
 
 
+def make_prompt():
+    """Zeros in the place of the constant prompt."""
+    widths = {'prompt_embeds': 'joint_attention_dim', 'pooled_prompt_embeds': 'pooled_projection_dim'}
+    return zero_prompt({name: SHAPE[field] for name, field in widths.items()}, 333)
+
+
 def save_model(folder):
     """Writes the model as a diffusers folder: transformer with random weights, VAE with the real one's architecture."""
     from diffusers import AutoencoderKL, SD3Transformer2DModel
@@ -114,7 +118,7 @@ def save_model(folder):
     transformer.save_pretrained(folder / 'transformer', max_shard_size='50MB')
     narrow = dict(VAE_CONFIGS[16], block_out_channels=(32, 64, 128, 128))
     AutoencoderKL(**narrow).save_pretrained(folder / 'vae')
-    save_prompt(default_prompt_file(Source(folder)), zero_prompt(PROMPT_WIDTHS, 333), '', 'benchmark')
+    save_prompt(default_prompt_file(Source(folder)), make_prompt(), '', 'benchmark')
     return folder
 
 
@@ -130,7 +134,7 @@ class Baseline(nn.Module):
         self.read = {}
         layer = self.transformer.transformer_blocks[BLOCK].attn.to_q
         layer.register_forward_hook(lambda module, inputs, output: self.read.update(query=output))
-        self.prompt, self.pooled = (value.to(device) for value in zero_prompt(PROMPT_WIDTHS, 333).values())
+        self.prompt, self.pooled = (value.to(device) for value in make_prompt().values())
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
