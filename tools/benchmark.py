@@ -500,9 +500,9 @@ def bench_cache(args, folder):
     backbone, preprocessor = find_backbone(plain), unwrap(plain).data_preprocessor
     images = plain.train_dataloader.dataset
     sample = plain.train_dataloader.collate_fn([images[index] for index in range(64)])
-    expected = torch.stack(backbone(preprocessor(sample, True)['inputs']), 1)
+    (expected,) = backbone(preprocessor(sample, True)['inputs'])
     features = cached.train_dataloader.dataset
-    found = torch.stack([features[index]['maps'] for index in range(64)]).to(expected)
+    found = torch.stack([features[index]['maps.0'] for index in range(64)]).to(expected)
     difference = ((found - expected).abs().max() / expected.abs().max()).item()
     if difference > 2**-8:
         raise cli.InputError(f'cached features differ by {difference:.2g} of the largest: nothing was timed')
