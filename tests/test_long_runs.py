@@ -52,7 +52,7 @@ class Resident(Hook):
 def test_training(digits, tmp_path, soak, cached):
     iterations = 2000 if soak else 200
     config = Config.fromfile(DEMO)
-    config.model.backbone.update(timestep=0)
+    config.model.backbone.update(timestep=0, mean=[127.5] * 3, std=[127.5] * 3)
     config.custom_hooks = [dict(type='Resident')]
     if cached:
         config.model.backbone.cache = dict(dir=str(tmp_path / 'cache'))
