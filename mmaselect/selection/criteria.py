@@ -16,7 +16,7 @@ from mmaselect.errors import InputError, check_choice, check_count, check_fields
 from mmaselect.selection.criterion import Criterion, SummedCriterion, Sums
 from mmaselect.selection.features import Features
 from mmaselect.selection.instance import InstanceInformation, LiDAR, RankMe, ViewConsistency
-from mmaselect.selection.spectrum import check_sigma, half_plane
+from mmaselect.selection.spectrum import check_sigma, ratio_of_power
 
 
 class HighFrequencyRatio(SummedCriterion):
@@ -37,11 +37,8 @@ class HighFrequencyRatio(SummedCriterion):
 
     def sums(self, features: Features) -> Sums:
         """Sum of the ratios and number of images."""
-        height, width = features.maps[0].shape[-2:]
-        high, count = half_plane(height, width, float(self.sigma), self.norm, features.maps[0].device)
         power = features.power(0, 0) if self.norm == 2 else features.spectrum(0).abs().sum(1).double()
-        total = (power * count).sum((1, 2))
-        ratio = torch.where(total == 0, 0.0, (power * high).sum((1, 2)) / total)
+        ratio = ratio_of_power(power, features.maps[0].shape[-1], self.sigma, self.norm)
         return {'ratio': features.per_group(ratio), 'count': features.counts}
 
     def score(self, sums: Sums) -> Tensor:

@@ -94,9 +94,23 @@ def high_frequency_ratio(q: Tensor, sigma: float = 0.25, norm: int = 2) -> Tenso
     if norm not in (1, 2):
         raise InputError(f'norm={norm!r} is not valid: choose 2 (energy) or 1 (magnitude)')
     check_sigma(sigma)
-    high, count = half_plane(*q.shape[-2:], float(sigma), norm, q.device)
-    magnitude = spectrum(q).abs() ** norm
-    return _ratio((magnitude * high).sum((1, 2, 3)), (magnitude * count).sum((1, 2, 3)))
+    return ratio_of_power((spectrum(q).abs() ** norm).sum(1), q.shape[-1], sigma, norm)
+
+
+def ratio_of_power(power: Tensor, width: int, sigma: float, norm: int) -> Tensor:
+    """:func:`high_frequency_ratio` of what a spectrum's channels add up to.
+
+    Args:
+        power: ``sum |F(q)|^norm`` over channels, (B, h, width // 2 + 1).
+        width: Of the maps.
+        sigma: See :func:`gaussian_high_pass`.
+        norm: 2 or 1.
+
+    Returns:
+        (B,).
+    """
+    high, count = half_plane(power.shape[1], width, float(sigma), norm, power.device)
+    return _ratio((power * high).sum((1, 2)), (power * count).sum((1, 2)))
 
 
 def cross_energies(a: Tensor, b: Tensor, sigma: float = 0.25) -> tuple[Tensor, Tensor]:
