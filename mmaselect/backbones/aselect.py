@@ -123,7 +123,7 @@ class ASelectDiT(BaseModule):
             raise InputError(f"diffusion={diffusion!r} is not valid: give dict(type='SD3', pretrained='FOLDER')")
         self.diffusion_config = dict(diffusion)
         self.spec = DiffusionSpec.from_dict(self.diffusion_config)
-        self.block, self.component = block, component
+        self.block, self.component, self.named = block, component, taps is not None
         if block is None and taps is None:
             raise InputError("block=None is not valid: give a number, 'auto', or taps")
         self.alternatives = self.spec.alternatives(block, component, taps)
@@ -381,7 +381,7 @@ class ASelectDiT(BaseModule):
         if self.timesteps is not None:
             chosen = ', '.join(f'{timestep:g}' for timestep in self.timesteps)
         taps = f'block={self.block}, component={self.component!r}'
-        if self.taps is not None and len(self.alternatives) > 1:
+        if self.taps is not None and (len(self.alternatives) > 1 or self.named):
             taps = ', '.join(f'block={tap.block}, component={tap.component!r}' for tap in self.taps)
         return f'{self.spec.family.name}, {taps}, timestep={chosen}, out_channels={self.out_channels}, frozen'
 

@@ -177,6 +177,7 @@ def test_a_folder_from_image_to_maps(folder):
     names = ['up-level1-repeat0-vit-block0-self-k', 'up-level0-upsampler-out']
     backbone = ASelectDiT(dict(type='UNet', pretrained=str(folder)), taps=names, timestep=50).eval()
     assert (backbone.out_channels, backbone.strides, backbone.multiple) == ((32, 32), (16, 16), 32)
+    assert "block=11, component='vit-block0-self-k', block=10, component='upsampler-out'" in repr(backbone)
     one, other = backbone(torch.randn(2, 3, 64, 96))
     assert (one.shape, other.shape) == ((2, 32, 4, 6), (2, 32, 4, 6))
     state = backbone.state_dict()
