@@ -64,14 +64,14 @@ def main():
     out = Path(args.out) if args.out else default_prompt_file(source, args.prompt)
     if out.suffix != '.safetensors':
         raise InputError(f'out={str(out)!r} is not valid: give a name that ends in .safetensors')
-    found = (source.read_json('model_index.json') or {}).get('_class_name')
+    index = source.read_json('model_index.json') or {}
+    found = index.get('_class_name')
     check_choice(found, f'the pipeline of model={args.model!r},', ENCODERS)
     import diffusers
 
-    network = 'unet' if found.startswith(('StableDiffusionPipeline', 'StableDiffusionXL')) else 'transformer'
     pipeline = getattr(diffusers, found).from_pretrained(
         source.folder or args.model, revision=args.revision, vae=None, torch_dtype=parse_dtype(args.dtype),
-        **{network: None},
+        **{name: None for name in ('unet', 'transformer') if name in index},
     ).to(args.device)  # fmt: skip
     embeds = ENCODERS[found](pipeline, args.prompt, args.device)
     save_prompt(out, embeds, args.prompt, args.model)

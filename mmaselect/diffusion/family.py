@@ -36,7 +36,7 @@ from mmaselect.diffusion.network import (
     reading,
     to_map,
 )
-from mmaselect.diffusion.noise import ForwardProcess
+from mmaselect.diffusion.noise import DDPM, ForwardProcess, RectifiedFlow
 from mmaselect.diffusion.taps import AUTO_COMPONENTS, Tap
 from mmaselect.errors import InputError
 
@@ -71,7 +71,10 @@ class Family(nn.Module, ABC):
 
     Attributes:
         architectures: Known architectures by name, as keyword arguments of the diffusers class.
-        class_names: Values of ``_class_name`` in a ``config.json`` that belong to this family.
+        class_names: Values of ``_class_name`` in a ``config.json`` that belong to this family; the first is the class
+            that runs.
+        process_class: The forward process.
+        betas: DDPM's, as a ``scheduler_config.json`` has them, where the folder has none.
         sites: Where each component is, as a path inside a block.
         auto_components: Candidates of ``component='auto'``; none for all.
         tap_sets: Published sets of taps by name.
@@ -87,6 +90,8 @@ class Family(nn.Module, ABC):
     name: ClassVar[str]
     architectures: ClassVar[dict[str, dict[str, Any]]]
     class_names: ClassVar[tuple[str, ...]]
+    process_class: ClassVar[type[RectifiedFlow] | type[DDPM]] = RectifiedFlow
+    betas: ClassVar[dict[str, Any]] = {}
     sites: ClassVar[dict[str, Site]]
     auto_components: ClassVar[tuple[str, ...]] = AUTO_COMPONENTS
     tap_sets: ClassVar[dict[str, tuple[str, ...]]] = {}
@@ -122,14 +127,29 @@ class Family(nn.Module, ABC):
     # --- what a family declares ------------------------------------------------------------------------------------
 
     @classmethod
-    @abstractmethod
     def model_class(cls) -> type[DiffusersModule]:
         """The diffusers class, imported when asked for."""
+        import diffusers
+
+        return getattr(diffusers, cls.class_names[0])
 
     @classmethod
-    @abstractmethod
     def make_process(cls, scheduler: dict[str, Any], shift: float) -> ForwardProcess:
-        """Makes the forward process from a ``scheduler_config.json`` (empty if the folder has none)."""
+        """Makes the forward process.
+
+        Args:
+            scheduler: A ``scheduler_config.json``, for DDPM's betas; empty if there is none. Its sampling shift is
+                not applied.
+            shift: Resolution shift of a rectified flow; DDPM has none.
+
+        Raises:
+            InputError: If there is a shift where there is none.
+        """
+        if cls.process_class is RectifiedFlow:
+            return RectifiedFlow(shift)
+        if shift != 1:
+            raise InputError(f'shift={shift!r} is not valid for {cls.name}: only rectified flow has a resolution shift')
+        return DDPM.from_scheduler_config(scheduler or cls.betas)
 
     @classmethod
     def prompt_widths(cls, config: Any) -> dict[str, int]:
@@ -205,9 +225,7 @@ class Family(nn.Module, ABC):
             taps: What is to be read.
             normalised: See :class:`Family`.
         """
-        known = inspect.signature(cls.model_class().__init__).parameters
-        fields = {key: value for key, value in dict(config).items() if key in known}
-        return _plan(cls, json.dumps(fields, sort_keys=True), tuple(taps), normalised)
+        return _plan(cls, cls._key(config), tuple(taps), normalised)
 
     @classmethod
     def catalogue(cls, network: DiffusersModule) -> dict[Tap, Site]:
@@ -224,16 +242,20 @@ class Family(nn.Module, ABC):
         return list(cls.catalogue(cls._network(config)))
 
     @classmethod
-    def tap_name(cls, tap: Tap, config: Any) -> str:
-        """What ``taps`` calls a tap in a config."""
-        return f'{tap.block}-{tap.component}'
+    def tap_names(cls, config: Any) -> dict[str, Tap]:
+        """All taps of a model by what ``taps`` calls them in a config."""
+        return {f'{tap.block}-{tap.component}': tap for tap in cls.known_taps(config)}
 
     @classmethod
     def _network(cls, config: Any) -> DiffusersModule:
         """The network on the meta device, built once."""
+        return _network(cls, cls._key(config))
+
+    @classmethod
+    def _key(cls, config: Any) -> str:
+        """What diffusers' constructor reads of a config, as a text that can be remembered by."""
         known = inspect.signature(cls.model_class().__init__).parameters
-        fields = {key: value for key, value in dict(config).items() if key in known}
-        return _network(cls, json.dumps(fields, sort_keys=True))
+        return json.dumps({key: value for key, value in dict(config).items() if key in known}, sort_keys=True)
 
     @classmethod
     def find(cls, transformer: DiffusersModule, taps: Sequence[Tap], normalised: bool) -> dict[Tap, Site]:
@@ -260,8 +282,10 @@ class Family(nn.Module, ABC):
         Raises:
             InputError: If there is no such kernel or mode.
         """
-        self._attention, self._compile = check_attention(attention), check_compile(compile)
-        self._set_taps(self.taps)
+        self._attention, mode = check_attention(attention), check_compile(compile)
+        if mode != self._compile:
+            self._compile = mode
+            self._set_taps(self.taps)
 
     def _set_taps(self, taps: Sequence[Tap]) -> None:
         self._constants.clear()

@@ -299,15 +299,15 @@ class DiffusionSpec:
         Raises:
             InputError: If there is no such tap.
         """
-        known = self.family.known_taps(self.config)
         if taps is None:
+            known = self.family.known_taps(self.config)
             middle = (1 + max(tap.block for tap in known)) // 2
             return make_alternatives(middle if block is None else block, component, known, self.family.auto_components)
         if isinstance(taps, str):
             taps = self.family.tap_sets[check_choice(taps, 'taps', self.family.tap_sets)]
         if not isinstance(taps, (list, tuple)) or not taps:
             raise InputError(f'taps={taps!r} is not valid: give a list of names')
-        names = {self.family.tap_name(tap, self.config): tap for tap in known}
+        names = self.family.tap_names(self.config)
         return [tuple(names[check_choice(name, 'taps', names)] for name in taps)]
 
     def shapes(self, taps: Sequence[Tap]) -> dict[Tap, tuple[int, int]]:

@@ -34,7 +34,7 @@ IRRELEVANT = (
     'test_dataloader', 'test_evaluator', 'test_cfg', 'test_pipeline', 'train_pipeline', 'tta_model', 'tta_pipeline',
     'dataset', 'dataset_type', 'data_root', 'classes', 'palette', 'metainfo', 'norm_cfg', 'crop_size',
 )  # fmt: skip
-#: Fields that change speed alone, or name places: what is there is known by the identity of the weights, and the task.
+#: Fields that change speed alone, or name places: what is there is known by the recipe, and the task.
 IRRELEVANT_IN = {
     'dataloader': ('num_workers', 'persistent_workers', 'pin_memory', 'collate_fn', 'prefetch_factor'),
     'dataset': ('data_root',),
@@ -175,8 +175,8 @@ def read_run(folder: Path) -> Run:
         raise Incomplete(str(error)) from error
     if timesteps is None:
         raise Incomplete('its checkpoint has no timestep: nothing had chosen one')
-    name = digest(recipe).hex()
-    selection = _selection(folder, config, name, timesteps, taps)
+    recipe_digest = digest(recipe).hex()
+    selection = _selection(folder, config, recipe_digest, timesteps, taps)
     return Run(
         folder=folder,
         name=meta['experiment_name'].removesuffix(f'_{last.parent.name}'),
@@ -185,7 +185,7 @@ def read_run(folder: Path) -> Run:
         seed=config.get('randomness', {}).get('seed'),
         timesteps=timesteps,
         taps=', '.join(dict.fromkeys(f'{tap.block} {tap.component}' for tap in taps)),
-        recipe=name,
+        recipe=recipe_digest,
         criterion=selection.get('criterion_label'),
         block_evaluations=selection.get('block_evaluations'),
         selection_seconds=selection.get('seconds'),

@@ -86,7 +86,7 @@ def test_every_tap_equals_a_hook_on_the_full_pass(arch, timestep, size):
 def test_what_lies_behind_a_tap_is_neither_kept_nor_run(name):
     latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     network = make_network(SMALL)
-    tap = {UNet.tap_name(tap, SMALL): tap for tap in UNet.catalogue(network)}[name]
+    tap = UNet.tap_names(SMALL)[name]
     used = UNet.plan(network.config, [tap]).parameters
     with torch.no_grad():
         for key, parameter in network.named_parameters():
@@ -110,8 +110,8 @@ def test_the_published_architectures(arch, millions, ids):
     config = UNet.complete(UNet.architectures[arch])
     count = sum(parameter.numel() for parameter in UNet._network(config).parameters())
     assert count / 1e6 == pytest.approx(millions, abs=0.05)
-    names = [UNet.tap_name(tap, config) for tap in UNet.known_taps(config)]
-    assert len(set(names)) == len(names) == ids
+    names = UNet.tap_names(config)
+    assert len(set(names.values())) == len(names) == len(UNet.known_taps(config)) == ids
 
 
 @pytest.mark.parametrize(
@@ -200,5 +200,7 @@ def test_blocks_and_components_of_a_unet():
         spec.alternatives(2, 'vit-out')
     with pytest.raises(InputError, match="taps='up-level9-out' is not known; choose from: unet-in, unet-after-conv-in"):
         spec.alternatives(0, 'x', ['up-level9-out'])
+    with pytest.raises(InputError, match=r'shift=3.0 is not valid for UNet: only rectified flow has a res'):
+        DiffusionSpec('UNet', arch=SMALL, shift=3.0).load([Tap(1, 'res-out')])
     with pytest.raises(InputError, match="taps='gdf' is not known; choose from: gdf-sd15, gdf-sdxl"):
         spec.alternatives(0, 'x', 'gdf')

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmaselect.diffusion.family import DiffusersModule, Family, block_sites
-from mmaselect.diffusion.noise import DDPM, ForwardProcess
+from mmaselect.diffusion.noise import DDPM, RectifiedFlow
 from mmaselect.errors import InputError
 
 #: Key that ``tools/model_converters/dit_to_diffusers.py`` adds to ``config.json``; see ``DiT.build``.
@@ -33,6 +33,7 @@ class DiT(Family):
     """DiT under the null class."""
 
     name = 'DiT'
+    process_class: ClassVar[type[RectifiedFlow] | type[DDPM]] = DDPM
     class_names: ClassVar[tuple[str, ...]] = ('DiTTransformer2DModel', 'Transformer2DModel')
     architectures = {
         'dit-s/2-256': architecture(12, 6, 64, 32),
@@ -42,13 +43,6 @@ class DiT(Family):
         'dit-xl/2-512': architecture(28, 16, 72, 64),
     }
     sites, normalised_sites = block_sites('attn1')
-
-    @classmethod
-    def model_class(cls) -> type[DiffusersModule]:
-        """Diffusers' DiT."""
-        from diffusers import DiTTransformer2DModel
-
-        return DiTTransformer2DModel
 
     @classmethod
     def build(cls, config: dict[str, Any]) -> DiffusersModule:
@@ -81,13 +75,6 @@ class DiT(Family):
     def known_fields(cls) -> list[str]:
         """And our own."""
         return [*super().known_fields(), FREQUENCY_SHIFT]
-
-    @classmethod
-    def make_process(cls, scheduler: dict[str, Any], shift: float) -> ForwardProcess:
-        """DDPM with the scheduler's own ``abar``; a resolution shift is not defined for it."""
-        if shift != 1:
-            raise InputError(f'shift={shift!r} is not valid for {cls.name}: only rectified flow has a resolution shift')
-        return DDPM.from_scheduler_config(scheduler)
 
     @classmethod
     def condition(cls, config: Any, latent: Tensor, prompt: dict[str, Tensor]) -> dict[str, Any]:

@@ -9,14 +9,10 @@ from torch import Tensor
 
 from mmaselect.diffusion.family import DiffusersModule, Family, block_sites
 from mmaselect.diffusion.network import Site
-from mmaselect.diffusion.noise import ForwardProcess, RectifiedFlow
 from mmaselect.diffusion.taps import Tap
 
 #: Guidance that ``dev`` is told, as diffusers' pipeline tells it.
 GUIDANCE = 3.5
-DOUBLE, _ = block_sites('attn', item=1)
-#: A single block has no projection behind its attention.
-SINGLE = {**DOUBLE, 'attention': Site('attn')}
 
 
 class Flux(Family):
@@ -25,21 +21,9 @@ class Flux(Family):
     name = 'Flux'
     class_names = ('FluxTransformer2DModel',)
     architectures = {'flux.1-dev': dict(guidance_embeds=True), 'flux.1-schnell': dict(guidance_embeds=False)}
-    sites = DOUBLE
+    sites = block_sites('attn', item=1)[0]
     prompt_tokens = 512
     normalised_sites = {'query': Site('attn.norm_q', merge=(2, 3)), 'key': Site('attn.norm_k', merge=(2, 3))}
-
-    @classmethod
-    def model_class(cls) -> type[DiffusersModule]:
-        """Diffusers' FLUX."""
-        from diffusers import FluxTransformer2DModel
-
-        return FluxTransformer2DModel
-
-    @classmethod
-    def make_process(cls, scheduler: dict[str, Any], shift: float) -> ForwardProcess:
-        """Rectified flow; the scheduler's own sampling shift is not applied, only the one the config asks for."""
-        return RectifiedFlow(shift)
 
     def time(self, timestep: float) -> float:
         """What the network is told: the share of noise, in [0, 1]."""
@@ -53,11 +37,11 @@ class Flux(Family):
 
     @classmethod
     def catalogue(cls, network: DiffusersModule) -> dict[Tap, Site]:
-        """Single blocks have their attention elsewhere."""
+        """Single blocks have no projection behind their attention."""
         found = super().catalogue(network)
         for number, path in enumerate(cls.blocks(network.config)):
             if path.startswith('single'):
-                found[Tap(number, 'attention')] = SINGLE['attention']._replace(module=f'{path}.attn')
+                found[Tap(number, 'attention')] = Site(f'{path}.attn')
         return found
 
     @classmethod

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmaselect.diffusion.family import DiffusersModule, Family, block_sites
-from mmaselect.diffusion.noise import DDPM, ForwardProcess
+from mmaselect.diffusion.family import Family, block_sites
+from mmaselect.diffusion.noise import DDPM
 
 XL = dict(caption_channels=4096, attention_bias=True, norm_elementwise_affine=False)
 
@@ -18,6 +18,7 @@ class PixArt(Family):
 
     name = 'PixArt'
     class_names = ('PixArtTransformer2DModel',)
+    process_class = DDPM
     architectures = {
         'pixart-alpha-512': dict(XL, sample_size=64),
         'pixart-alpha-1024': dict(XL, sample_size=128, use_additional_conditions=True),
@@ -26,18 +27,6 @@ class PixArt(Family):
     }
     sites, normalised_sites = block_sites('attn1')
     prompt_tokens = 300
-
-    @classmethod
-    def model_class(cls) -> type[DiffusersModule]:
-        """Diffusers' PixArt."""
-        from diffusers import PixArtTransformer2DModel
-
-        return PixArtTransformer2DModel
-
-    @classmethod
-    def make_process(cls, scheduler: dict[str, Any], shift: float) -> ForwardProcess:
-        """DDPM with the scheduler's own betas, linear as DiT's."""
-        return DDPM.from_scheduler_config(scheduler)
 
     @classmethod
     def prompt_widths(cls, config: Any) -> dict[str, int]:

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmaselect.diffusion.family import DiffusersModule, Family, block_sites
-from mmaselect.diffusion.noise import ForwardProcess, RectifiedFlow
+from mmaselect.diffusion.family import Family, block_sites
 
 
 def architecture(layers: int, pos_embed_max_size: int, dual: int = 0, qk_norm: str | None = None) -> dict[str, Any]:
@@ -46,18 +45,6 @@ class SD3(Family):
     # 77 of CLIP and 256 of T5, as diffusers' pipeline has them.
     prompt_tokens = 333
     sites, normalised_sites = block_sites('attn', item=1)
-
-    @classmethod
-    def model_class(cls) -> type[DiffusersModule]:
-        """Diffusers' MM-DiT."""
-        from diffusers import SD3Transformer2DModel
-
-        return SD3Transformer2DModel
-
-    @classmethod
-    def make_process(cls, scheduler: dict[str, Any], shift: float) -> ForwardProcess:
-        """Rectified flow; the scheduler's own sampling shift is not applied, only the one the config asks for."""
-        return RectifiedFlow(shift)
 
     @classmethod
     def prompt_widths(cls, config: Any) -> dict[str, int]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mmaselect.diffusion.families.dit import DiT
-from mmaselect.diffusion.noise import ForwardProcess, RectifiedFlow
+from mmaselect.diffusion.noise import RectifiedFlow
 
 
 class SiT(DiT):
@@ -17,12 +15,9 @@ class SiT(DiT):
 
     name = 'SiT'
     class_names = ('DiTTransformer2DModel',)
+    # The linear interpolant is a rectified flow.
+    process_class = RectifiedFlow
     architectures = {key.replace('dit', 'sit'): value for key, value in DiT.architectures.items()}
-
-    @classmethod
-    def make_process(cls, scheduler: dict[str, Any], shift: float) -> ForwardProcess:
-        """The linear interpolant is a rectified flow."""
-        return RectifiedFlow(shift)
 
     def time(self, timestep: float) -> float:
         """What the network is told: 1 for clean data, 0 for pure noise."""

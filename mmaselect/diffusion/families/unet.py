@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmaselect.diffusion.family import DiffusersModule, Family
 from mmaselect.diffusion.network import Site
-from mmaselect.diffusion.noise import DDPM, ForwardProcess
+from mmaselect.diffusion.noise import DDPM
 from mmaselect.diffusion.taps import Tap
 
 #: Of a transformer block. Keys and values of the cross-attention are the prompt's, not the image's.
@@ -63,6 +63,7 @@ class UNet(Family):
 
     name = 'UNet'
     class_names = ('UNet2DConditionModel',)
+    process_class, betas = DDPM, BETAS
     architectures = {'sd1.5': SD15, 'sd2.1': SD21, 'sdxl': XL}
     sites, auto_components = {}, ()
     latent_name, folder, prompt_tokens = 'sample', 'unet', 77
@@ -77,22 +78,16 @@ class UNet(Family):
     }  # fmt: skip
 
     @classmethod
-    def model_class(cls) -> type[DiffusersModule]:
-        """Diffusers' U-Net."""
-        from diffusers import UNet2DConditionModel
-
-        return UNet2DConditionModel
-
-    @classmethod
     def catalogue(cls, network: DiffusersModule) -> dict[Tap, Site]:
         """GDF's spatial activations; softmax maps of the attention are left out."""
         units = enumerate(list_units(network))
         return {Tap(number, part): site for number, (_, sites) in units for part, site in sites.items()}
 
     @classmethod
-    def tap_name(cls, tap: Tap, config: Any) -> str:
-        """GDF's name."""
-        return f'{list_units(cls._network(config))[tap.block][0]}-{tap.component}'
+    def tap_names(cls, config: Any) -> dict[str, Tap]:
+        """GDF's names."""
+        units = enumerate(list_units(cls._network(config)))
+        return {f'{unit}-{part}': Tap(number, part) for number, (unit, sites) in units for part in sites}
 
     @classmethod
     def blocks(cls, config: Any) -> list[str]:
@@ -103,11 +98,6 @@ class UNet(Family):
     def multiple(cls, config: Any) -> int:
         """Every level but the last halves the latent."""
         return 2 ** (len(config['block_out_channels']) - 1)
-
-    @classmethod
-    def make_process(cls, scheduler: dict[str, Any], shift: float) -> ForwardProcess:
-        """DDPM with the scheduler's betas; Stable Diffusion's own where there is none."""
-        return DDPM.from_scheduler_config(scheduler or BETAS)
 
     @classmethod
     def prompt_widths(cls, config: Any) -> dict[str, int]:
