@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmaselect.backbones import ASelectDiT
 from mmaselect.errors import InputError
-from mmaselect.images import ImageSource
+from mmaselect.images import IGNORED, ImageSource
 from mmaselect.unreadable import SHARE, Unreadable
 
 
@@ -60,6 +60,7 @@ class RunnerImages(ImageSource):
             self.transforms = Compose(transforms)
         # Training crops of segmentation are padded to their size by the preprocessor, in training mode only.
         self._pad = self.pipeline == 'train' and getattr(self.preprocessor, 'size', None) is not None
+        self._ignored = ignored_label(unwrap(runner))
         self.unreadable = Unreadable(max_unreadable)
         self.fit(self.backbone.diffusion, batch_size, passes=passes)
 
@@ -79,7 +80,7 @@ class RunnerImages(ImageSource):
         # Stacking here would have to know each toolbox's padding: one image needs none.
         data = self.preprocessor({'inputs': [sample['inputs']], 'data_samples': [sample['data_samples']]}, self._pad)
         image = self.backbone.to_unit_range(data['inputs'].float())[0]
-        return image, labels_of(data['data_samples'][0]) if self.labels else None
+        return image, labels_of(data['data_samples'][0], self._ignored) if self.labels else None
 
 
 def name_of(dataset: Any, index: int) -> str:
@@ -168,17 +169,27 @@ def _evaluation_pipeline(cfg: Any) -> list[dict[str, Any]] | None:
     return None if node is None else node['pipeline']
 
 
-def labels_of(data_sample: Any) -> Tensor | None:
+def ignored_label(model: torch.nn.Module) -> int:
+    """The label that a model's segmentation head ignores, as its config has it."""
+    found = (getattr(module, 'ignore_index', None) for module in model.modules())
+    return next((label for label in found if isinstance(label, int)), IGNORED)
+
+
+def labels_of(data_sample: Any, ignored: int = IGNORED) -> Tensor | None:
     """Labels of one image, for criteria that use them.
 
     Args:
         data_sample: Of mmpretrain (one class) or mmseg (a class per pixel), preprocessed like the image.
+        ignored: Pixels of this label belong to no class.
 
     Returns:
-        A scalar; for segmentation (H, W); or None.
+        A scalar; for segmentation (H, W), ``IGNORED`` where there is no class; or None.
     """
     label = getattr(data_sample, 'gt_label', None)
     if isinstance(label, Tensor) and label.numel() == 1:
         return label.flatten()[0].cpu()
     pixels = getattr(data_sample, 'gt_sem_seg', None)
-    return None if pixels is None else pixels.data[0].long().cpu()
+    if pixels is None:
+        return None
+    dense = pixels.data[0].long().cpu()
+    return dense.masked_fill(dense == ignored, IGNORED)
