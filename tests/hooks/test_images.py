@@ -17,7 +17,9 @@ def test_what_the_head_ignores_is_no_class():
     model = nn.ModuleDict(
         dict(
             backbone=nn.Conv2d(3, 4, 1),
-            decode_head=FCNHead(in_channels=4, channels=4, num_classes=11, num_convs=0, concat_input=False, ignore_index=11),
+            decode_head=FCNHead(
+                in_channels=4, channels=4, num_classes=11, num_convs=0, concat_input=False, ignore_index=11
+            ),
         )
     )  # fmt: skip
     assert ignored_label(model) == 11
