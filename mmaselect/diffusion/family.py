@@ -12,6 +12,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -247,6 +248,36 @@ class Family(nn.Module, ABC):
         return {f'{tap.block}-{tap.component}': tap for tap in cls.known_taps(config)}
 
     @classmethod
+    def tap(cls, config: Any, name: str) -> Tap:
+        """A tap by what ``taps`` calls it.
+
+        Args:
+            config: Arguments of the diffusers class.
+            name: A short name, see :meth:`tap_names`, or the path of any module of the network that gives a map, such
+                as ``'transformer_blocks.3.ff'``. It counts to the block that it is nearest to.
+
+        Raises:
+            InputError: If there is neither.
+        """
+        names, network = cls.tap_names(config), cls._network(config)
+        if name in names:
+            return names[name]
+        modules = {site.module: tap for tap, site in cls.catalogue(network).items() if not site.reads_input}
+        if name in modules:
+            return modules[name]
+        if not isinstance(name, str) or name not in dict(network.named_modules()) or not name:
+            raise InputError(
+                f'taps={name!r} is not known: give the path of a module of {cls.class_names[0]}, or one of '
+                f'{", ".join(names)}'
+            )
+
+        def shared(module: str) -> int:
+            pairs = zip(name.split('.'), module.split('.'), strict=False)
+            return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+        return Tap(modules[max(modules, key=shared)].block, name)
+
+    @classmethod
     def _network(cls, config: Any) -> DiffusersModule:
         """The network on the meta device, built once."""
         return _network(cls, cls._key(config))
@@ -261,7 +292,7 @@ class Family(nn.Module, ABC):
     def find(cls, transformer: DiffusersModule, taps: Sequence[Tap], normalised: bool) -> dict[Tap, Site]:
         """Where each tap is in a network."""
         catalogue = cls.catalogue(transformer)
-        found = {tap: catalogue[tap] for tap in taps}
+        found = {tap: catalogue.get(tap, Site(tap.component)) for tap in taps}
         for tap in taps:
             site = cls.normalised_sites.get(tap.component) if normalised else None
             if site is not None:

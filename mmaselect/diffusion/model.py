@@ -198,7 +198,8 @@ class DiffusionSpec:
         Args:
             block: Number of a block, or several, ``'auto'``, or None for the middle one.
             component: What of it, or several, or ``'auto'``.
-            taps: Names of taps in place of both, or the name of a published set of them.
+            taps: Names of taps or paths of modules in place of both, see :meth:`Family.tap`, or the name of a
+                published set.
 
         Raises:
             InputError: If there is no such tap.
@@ -211,8 +212,7 @@ class DiffusionSpec:
             taps = self.family.tap_sets[check_choice(taps, 'taps', self.family.tap_sets)]
         if not isinstance(taps, (list, tuple)) or not taps:
             raise InputError(f'taps={taps!r} is not valid: give a list of names')
-        names = self.family.tap_names(self.config)
-        return [tuple(names[check_choice(name, 'taps', names)] for name in taps)]
+        return [tuple(self.family.tap(self.config, name) for name in taps)]
 
     def shapes(self, taps: Sequence[Tap]) -> dict[Tap, tuple[int, int]]:
         """Channels of each tap's map, and image pixels per cell; known without reading a weight."""

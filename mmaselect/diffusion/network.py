@@ -188,7 +188,13 @@ def _first(value: Any, batched: bool) -> Any:
 
 
 def _channels_and_stride(value: Tensor, size: tuple[int, int]) -> tuple[int, int]:
-    """Of a map (B, C, h, w) or of tokens (B, N, C); the latent is square."""
+    """Of a map (B, C, h, w) or of tokens (B, N, C); the latent is square.
+
+    Raises:
+        InputError: If it is neither, as of a module that reads no image.
+    """
+    if value.dim() not in (3, 4) or (value.dim() == 3 and value.shape[1] == 1):
+        raise InputError(f'a tensor of {tuple(value.shape)[1:]} per image is no map: choose another module for taps')
     if value.dim() == 4:
         return value.shape[1], round(size[0] / value.shape[2])
     return value.shape[2], max(1, round((size[0] * size[1] / value.shape[1]) ** 0.5))
