@@ -100,6 +100,26 @@ def reading(network: nn.Module, sites: Mapping[Any, Site], visit: Callable[[Any,
             raise InputError(f'{next(iter(missing))} was not reached: this network does not run it')
 
 
+def _broadcast(first: Tensor, second: Any, *_: Any, **more: Any) -> Any:
+    if isinstance(second, (int, float)) and first.is_floating_point():
+        return torch.empty_like(first)
+    if not isinstance(second, Tensor) or second.dtype != first.dtype or more:
+        return NotImplemented
+    return first.new_empty(torch.broadcast_shapes(first.shape, second.shape))
+
+
+#: Functions by name that torch works out in Python on the meta device, which is three quarters of a dry run. A shape is
+#: all that is asked of them.
+QUICK: dict[str, Callable[..., Any]] = {
+    'linear': lambda value, weight, *_: value.new_empty((*value.shape[:-1], len(weight))),
+    **dict.fromkeys(('layer_norm', 'group_norm', 'gelu'), lambda value, *_, **__: torch.empty_like(value)),
+    'scaled_dot_product_attention': lambda query, key, value, *_, **__: query.new_empty(
+        (*query.shape[:-1], value.shape[-1])
+    ),
+    **dict.fromkeys(('mul', 'add', 'div'), _broadcast),
+}
+
+
 class _Trace(TorchFunctionMode):
     """Notes which parameters any operation receives, and which tensors depend on the latent."""
 
@@ -112,7 +132,10 @@ class _Trace(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        quick = QUICK.get(getattr(func, '__name__', ''))
+        out = NotImplemented if quick is None else quick(*args, **kwargs)
+        if out is NotImplemented:
+            out = func(*args, **kwargs)
         read = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         # To ask a parameter for its dtype is not to use it.
         if getattr(func, '__name__', '') != '__get__':
