@@ -236,3 +236,85 @@ def test_to_leave_out_hidden_tokens_is_to_mask_them(pipelines):
         )  # fmt: skip
         maps = spec.load(taps).family(latent, 0)[taps[0]]
     torch.testing.assert_close(maps.flatten(2).transpose(1, 2), seen[0], rtol=1e-4, atol=1e-5)
+
+
+def make_words(*specials):
+    """A tokenizer of whole words that begins with one of its own, as Gemma's does."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ['<pad>', '<eos>', '<bos>', '<unk>', *specials, 'a', 'bird', 'User', 'Prompt']
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token='<unk>'))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single='<bos> $A', special_tokens=[('<bos>', 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token='<pad>', eos_token='<eos>', bos_token='<bos>', unk_token='<unk>',
+        additional_special_tokens=list(specials), model_max_length=512,
+    )  # fmt: skip
+
+
+def embed(folder, text='a bird'):
+    """What the tool writes for a text."""
+    done = run_tool('encode_prompt.py', folder, '--prompt', text, '--dtype', 'float32')
+    assert done.returncode == 0, done.stderr[-2000:]
+    return read_prompt(default_prompt_file(Source(folder), text), text)
+
+
+@pytest.fixture(scope='module')
+def sana_folder(tmp_path_factory):
+    import diffusers
+    from diffusion.test_sana import TINY, make_dcae, make_network
+    from transformers import Gemma2Config, Gemma2Model
+
+    torch.manual_seed(0)
+    gemma = Gemma2Model(
+        Gemma2Config(
+            vocab_size=16, hidden_size=12, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=6, pad_token_id=0, eos_token_id=1, bos_token_id=2,
+        )
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp('sana')
+    diffusers.SanaPipeline(
+        tokenizer=make_words(), text_encoder=gemma, vae=make_dcae(), transformer=make_network(TINY),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def test_sanas_text_has_its_pipelines_instruction(sana_folder):
+    """What its own ``__call__`` tells the network of a text; the padding, which it masks, is left out."""
+    import diffusers
+
+    from mmaselect.diffusion.model import DiffusionSpec
+
+    found = embed(sana_folder)['prompt_embeds']
+    pipeline = diffusers.SanaPipeline.from_pretrained(sana_folder)
+    told, seen, latent = [], [], torch.randn(1, 32, 8, 8)
+    pipeline.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: told.append((args, kwargs)), with_kwargs=True
+    )
+    pipeline.transformer.transformer_blocks[2].register_forward_hook(lambda _, __, output: seen.append(output))
+    with torch.no_grad():
+        pipeline(
+            'a bird', num_inference_steps=1, guidance_scale=1.0, height=32, width=32, latents=latent,
+            output_type='latent', use_resolution_binning=False,
+        )  # fmt: skip
+        plain = pipeline.encode_prompt('a bird', do_classifier_free_guidance=False)[0][:, :2]
+    mask = told[0][1]['encoder_attention_mask'][0].bool()
+    assert 2 < found.shape[1] == mask.sum() < 300
+    torch.testing.assert_close(found, told[0][1]['encoder_hidden_states'][:, mask])
+    assert not torch.allclose(found[:, -2:], plain, atol=1e-3)
+    spec = DiffusionSpec('Sana', pretrained=str(sana_folder), prompt='a bird')
+    (taps,) = spec.alternatives(2, 'output')
+    with torch.no_grad():
+        maps = spec.load(taps).family(latent, told[0][1]['timestep'].item())[taps[0]]
+    torch.testing.assert_close(maps.flatten(2).transpose(1, 2), seen[0], rtol=1e-4, atol=1e-5)
+
+
+def test_sanas_empty_prompt_is_its_unconditional_one(sana_folder):
+    import diffusers
+
+    pipeline = diffusers.SanaPipeline.from_pretrained(sana_folder)
+    with torch.no_grad():
+        _, _, negative, mask = pipeline.encode_prompt('a bird', negative_prompt='')
+    torch.testing.assert_close(embed(sana_folder, '')['prompt_embeds'], negative[:, mask[0].bool()])

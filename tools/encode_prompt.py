@@ -1,6 +1,7 @@
 """Embeds the constant prompt of a text-conditional model once, so that its text encoders are never loaded again."""
 
 import argparse
+import inspect
 from pathlib import Path
 
 import torch
@@ -40,6 +41,16 @@ def encode_pixart(pipeline, text, device):
     return named(embeds[:, mask[0].bool()])
 
 
+def encode_sana(pipeline, text, device):
+    # A text gets the instruction that the pipeline puts before it; the empty one does not, as the pipeline's
+    # unconditional prompt.
+    instruction = inspect.signature(pipeline.__call__).parameters['complex_human_instruction'].default
+    embeds, mask, *_ = pipeline.encode_prompt(
+        text, do_classifier_free_guidance=False, device=device, complex_human_instruction=instruction if text else None
+    )
+    return named(embeds[:, mask[0].bool()])
+
+
 ENCODERS = {
     'StableDiffusionPipeline': encode_stable_diffusion,
     'StableDiffusionXLPipeline': encode_xl,
@@ -47,6 +58,7 @@ ENCODERS = {
     'FluxPipeline': encode_flux,
     'PixArtAlphaPipeline': encode_pixart,
     'PixArtSigmaPipeline': encode_pixart,
+    'SanaPipeline': encode_sana,
 }
 
 

@@ -16,7 +16,7 @@ from mmaselect.diffusion.loading import Identity, Source, add_random, load_into
 from mmaselect.diffusion.tiny import build_encoder, find_raw, raw_config
 from mmaselect.errors import InputError
 
-#: Configs of the VAEs that SD3.5 (16 latent channels), and DiT and SiT (4) were trained with.
+#: Configs of the VAEs that SD3.5 (16 latent channels), DiT and SiT (4), and Sana (32) were trained with.
 VAE_CONFIGS: dict[int, dict[str, Any]] = {
     4: dict(latent_channels=4, scaling_factor=0.18215),
     16: dict(
@@ -34,6 +34,14 @@ for _config in VAE_CONFIGS.values():
         block_out_channels=(128, 256, 512, 512),
         layers_per_block=2,
     )
+VAE_CONFIGS[32] = dict(
+    _class_name='AutoencoderDC',
+    encoder_block_types=('ResBlock',) * 3 + ('EfficientViTBlock',) * 3,
+    decoder_block_types=('ResBlock',) * 3 + ('EfficientViTBlock',) * 3,
+    downsample_block_type='conv',
+    upsample_block_type='interpolate',
+    scaling_factor=0.41407,
+)
 
 
 class LatentEncoder(Protocol):
@@ -183,7 +191,31 @@ class TinyEncoder(Autoencoder):
         return self.encoder(images)
 
 
-ENCODERS: dict[str, type[Autoencoder]] = {cls.kind: cls for cls in (VAEEncoder, TinyEncoder)}
+class DCEncoder(Autoencoder):
+    """The encoder of diffusers' ``AutoencoderDC`` (DC-AE, arXiv 2410.10733), 32 pixels per latent pixel in Sana."""
+
+    kind = 'AutoencoderDC'
+    widths = 'encoder_block_out_channels'
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        from diffusers import AutoencoderDC
+
+        known = inspect.signature(AutoencoderDC.__init__).parameters
+        vae: Any = AutoencoderDC(**{key: value for key, value in config.items() if key in known})
+        self.encoder = vae.encoder
+
+    @classmethod
+    def complete(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Has no shift; Sana's documentation runs it in bfloat16 or float32, not in float16."""
+        return {'shift_factor': None, 'force_upcast': True, **super().complete(config)}
+
+    def raw(self, images: Tensor) -> Tensor:
+        """The latent itself: there is no posterior."""
+        return self.encoder(images)
+
+
+ENCODERS: dict[str, type[Autoencoder]] = {cls.kind: cls for cls in (VAEEncoder, TinyEncoder, DCEncoder)}
 
 
 def downsampling(config: dict[str, Any]) -> int:
@@ -314,9 +346,9 @@ def standardise(encoder: Autoencoder, statistics: tuple[list, list] | None, iden
 
 
 def random_vae(channels: int, identity: Identity, seed: int, dtype: torch.dtype) -> Autoencoder:
-    """Builds the real encoder architecture for a latent of 4 or 16 channels, with random weights."""
+    """Builds the real encoder architecture for a latent of 4, 16 or 32 channels, with random weights."""
     if channels not in VAE_CONFIGS:
         raise InputError(f"latent='vae' has no known VAE of {channels} channels; known: {sorted(VAE_CONFIGS)}")
     with torch.device('meta'):
-        encoder = VAEEncoder(VAE_CONFIGS[channels])
+        encoder = ENCODERS[VAE_CONFIGS[channels].get('_class_name', VAEEncoder.kind)](VAE_CONFIGS[channels])
     return add_random(encoder, identity, 'vae', seed, dtype)

@@ -6,10 +6,11 @@ A family of one's own needs neither: ``FAMILIES['Mine'] = Mine``, see docs/add_a
 from mmaselect.diffusion.families.dit import DiT
 from mmaselect.diffusion.families.flux import Flux
 from mmaselect.diffusion.families.pixart import PixArt
+from mmaselect.diffusion.families.sana import Sana
 from mmaselect.diffusion.families.sd3 import SD3
 from mmaselect.diffusion.families.sit import SiT
 from mmaselect.diffusion.families.unet import UNet
 
-FAMILIES = {family.name: family for family in (SD3, DiT, SiT, UNet, Flux, PixArt)}
+FAMILIES = {family.name: family for family in (SD3, DiT, SiT, UNet, Flux, PixArt, Sana)}
 
-__all__ = ['FAMILIES', 'SD3', 'DiT', 'Flux', 'PixArt', 'SiT', 'UNet']
+__all__ = ['FAMILIES', 'SD3', 'DiT', 'Flux', 'PixArt', 'Sana', 'SiT', 'UNet']
