@@ -300,14 +300,14 @@ def test_sanas_text_has_its_pipelines_instruction(sana_folder):
             output_type='latent', use_resolution_binning=False,
         )  # fmt: skip
         plain = pipeline.encode_prompt('a bird', do_classifier_free_guidance=False)[0][:, :2]
-    mask = told[0][1]['encoder_attention_mask'][0].bool()
+    mask = told['encoder_attention_mask'][0].bool()
     assert 2 < found.shape[1] == mask.sum() < 300
-    torch.testing.assert_close(found, told[0][1]['encoder_hidden_states'][:, mask])
+    torch.testing.assert_close(found, told['encoder_hidden_states'][:, mask])
     assert not torch.allclose(found[:, -2:], plain, atol=1e-3)
     spec = DiffusionSpec('Sana', pretrained=str(sana_folder), prompt='a bird')
     (taps,) = spec.alternatives(2, 'output')
     with torch.no_grad():
-        maps = spec.load(taps).family(latent, told[0][1]['timestep'].item())[taps[0]]
+        maps = spec.load(taps).family(latent, told['timestep'].item())[taps[0]]
     torch.testing.assert_close(maps.flatten(2).transpose(1, 2), seen[0], rtol=1e-4, atol=1e-5)
 
 

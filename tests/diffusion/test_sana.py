@@ -1,4 +1,4 @@
-"""Sana: features against hooks on diffusers' full pass in miniature, its scheduler, its autoencoder, published sizes."""
+"""Sana: features against hooks on diffusers' full pass in miniature, scheduler, autoencoder, published sizes."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def full_pass(arch, latent, timestep):
             modules.update(norm_query=attention.norm_q, norm_key=attention.norm_k)
         for name, module in modules.items():
 
-            def keep(_, __, output, tap=Tap(number, name)):
-                seen[tap] = output.transpose(1, 2).unflatten(2, latent.shape[2:])
+            def keep(_, __, output, number=number, name=name):
+                seen[Tap(number, name)] = output.transpose(1, 2).unflatten(2, latent.shape[2:])
 
             module.register_forward_hook(keep)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 A family of one's own needs neither: ``FAMILIES['Mine'] = Mine``, see docs/add_a_network.md.
 """
 
+from mmaselect.diffusion.families.adm import ADM
 from mmaselect.diffusion.families.dit import DiT
 from mmaselect.diffusion.families.flux import Flux
 from mmaselect.diffusion.families.pixart import PixArt
@@ -11,6 +12,6 @@ from mmaselect.diffusion.families.sd3 import SD3
 from mmaselect.diffusion.families.sit import SiT
 from mmaselect.diffusion.families.unet import UNet
 
-FAMILIES = {family.name: family for family in (SD3, DiT, SiT, UNet, Flux, PixArt, Sana)}
+FAMILIES = {family.name: family for family in (SD3, DiT, SiT, UNet, Flux, PixArt, Sana, ADM)}
 
-__all__ = ['FAMILIES', 'SD3', 'DiT', 'Flux', 'PixArt', 'Sana', 'SiT', 'UNet']
+__all__ = ['ADM', 'FAMILIES', 'SD3', 'DiT', 'Flux', 'PixArt', 'Sana', 'SiT', 'UNet']
