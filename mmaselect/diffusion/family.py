@@ -81,6 +81,7 @@ class Family(nn.Module, ABC):
         latent_name: What diffusers' ``forward`` calls the noisy latent.
         folder: Where a pipeline's folder has the network.
         prompt_tokens: Of the constant prompt's embedding.
+        dry_tokens: Of the prompt in a dry run. One stands for all, unless a tap's size depends on them.
         normalised_sites: Those that differ after the q/k normalisation, in models that have one.
 
     Raises:
@@ -98,6 +99,7 @@ class Family(nn.Module, ABC):
     latent_name: ClassVar[str] = 'hidden_states'
     folder: ClassVar[str] = 'transformer'
     prompt_tokens: ClassVar[int] = 0
+    dry_tokens: ClassVar[int] = 1
     normalised_sites: ClassVar[dict[str, Site]] = {}
 
     def __init__(
@@ -408,8 +410,8 @@ def _plan(family: type[Family], config: str, taps: tuple[Tap, ...], normalised: 
         side = family.side(network.config)
         latent = torch.empty(BATCH, family.latent_channels(network.config), side, side)
         widths = family.prompt_widths(network.config)
-        # One token stands for the prompt's.
-        shapes = {name: (1, 1, width) if name == 'prompt_embeds' else (1, width) for name, width in widths.items()}
+        tokens = family.dry_tokens
+        shapes = {name: (1, tokens, width) if name == 'prompt_embeds' else (1, width) for name, width in widths.items()}
         prompt = {name: torch.empty(shape) for name, shape in shapes.items()}
         condition = family.condition(network.config, latent, prompt)
         time = torch.empty(BATCH)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -33,17 +34,40 @@ class Site(NamedTuple):
         reads_input: Take the module's first input instead.
         merge: Axes that heads and their channels are on, where the module gives them apart: (1, 3) for
             (B, heads, N, d), (2, 3) for (B, N, heads, d).
+        query: Path of the module that gives the queries, where ``module`` gives the keys: the tap is what
+            :func:`attention_map` makes of both.
+        heads: Of that attention.
     """
 
     module: str
     item: int = 0
     reads_input: bool = False
     merge: tuple[int, int] | None = None
+    query: str | None = None
+    heads: int = 1
 
     def pick(self, value: Any) -> Tensor:
         """The tensor among the module's inputs or outputs: tokens (B, N, C), or a map (B, C, h, w)."""
         value = value[self.item] if isinstance(value, (tuple, list)) else value
         return value if self.merge is None else value.movedim(self.merge, (2, 3)).flatten(2)
+
+
+def attention_map(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """The weights of an attention, ``softmax(Q K^T / sqrt(d))``, averaged over its heads.
+
+    Args:
+        query: (B, N, heads * d).
+        key: (B, M, heads * d).
+        heads: One after the other, so that the weights of all heads are never in memory together.
+
+    Returns:
+        (B, N, M): a channel for each key; channels sum to 1.
+    """
+    mean = query.new_zeros(())
+    for one, other in zip(query.chunk(heads, -1), key.chunk(heads, -1), strict=True):
+        scores = one @ other.transpose(1, 2) / one.shape[-1] ** 0.5
+        mean = mean + scores.softmax(-1, dtype=torch.float32) / heads
+    return mean.to(query.dtype)
 
 
 @dataclass
@@ -78,12 +102,14 @@ def reading(network: nn.Module, sites: Mapping[Any, Site], visit: Callable[[Any,
         InputError: If the pass ended and had not reached every tap.
     """
     missing = dict.fromkeys(sites)
+    queries: dict[str | None, Tensor] = {}
 
     def make(tap: Any, site: Site) -> Callable[..., None]:
         def hook(_: nn.Module, inputs: Any, output: Any = None) -> None:
             if tap not in missing:
                 return
-            visit(tap, site.pick(inputs if site.reads_input else output))
+            value = site.pick(inputs if site.reads_input else output)
+            visit(tap, attention_map(queries.pop(site.query), value, site.heads) if site.query else value)
             del missing[tap]
             if not missing:
                 raise _Stop
@@ -91,6 +117,9 @@ def reading(network: nn.Module, sites: Mapping[Any, Site], visit: Callable[[Any,
         return hook
 
     with ExitStack() as stack:
+        for path in {site.query for site in sites.values() if site.query}:
+            hook = partial(lambda path, _, __, output: queries.__setitem__(path, output), path)
+            stack.callback(network.get_submodule(path).register_forward_hook(hook).remove)
         for tap, site in sites.items():
             module = network.get_submodule(site.module)
             register = module.register_forward_pre_hook if site.reads_input else module.register_forward_hook

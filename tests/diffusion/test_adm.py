@@ -1,4 +1,4 @@
-"""U-Nets without conditions: features against diffusers' full pass in miniature, the published sizes, DifFeed's blocks."""
+"""U-Nets without conditions: features against diffusers' full pass in miniature, published sizes, DifFeed's blocks."""
 
 from __future__ import annotations
 

@@ -37,10 +37,10 @@ DDPM256 = dict(
 class ADM(UNet):
     """A U-Net without conditions, of pixels (``latent='pixels'``) or latents.
 
-    Taps are named as those of ``UNet``, ``up-level1-repeat1-attn-out`` for the attention behind a residual unit. Block b
-    of the original code is the b-th, from 1, of: ``unet-after-conv-in``; each unit of the way down, and each downsampler;
-    the middle's last; each unit of the way up. A unit ends with its attention if it has one; the last of a level with the
-    upsampler. DifFeed (arXiv 2311.17921) counts so.
+    Taps are named as those of ``UNet``; ``up-level1-repeat1-attn-out`` is the attention behind a residual unit. Block b
+    of the original code, as DifFeed counts (arXiv 2311.17921), is the b-th from 1 of: ``unet-after-conv-in``; each unit
+    and downsampler on the way down; the last unit of the middle; each unit on the way up. A unit ends with its attention,
+    if it has one, and the last of a level on the way up with the upsampler.
     """
 
     name = 'ADM'
@@ -48,7 +48,6 @@ class ADM(UNet):
     # DDPM's own, which are diffusers' defaults.
     betas = {}
     architectures = {'adm-256': ADM256, 'ddpm-256': DDPM256, 'ddpm-cifar10': CIFAR}
-    prompt_tokens = 0
     tap_sets = {'diffeed': ('mid-repeat1-res-out', 'up-level1-repeat1-attn-out', 'up-level3-repeat1-res-out')}
 
     @classmethod

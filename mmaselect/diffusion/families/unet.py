@@ -42,7 +42,7 @@ class UNet(Family):
     process_class, betas = DDPM, BETAS
     architectures = {'sd1.5': SD15, 'sd2.1': SD21, 'sdxl': XL}
     sites, auto_components = {}, ()
-    latent_name, folder, prompt_tokens = 'sample', 'unet', 77
+    latent_name, folder, prompt_tokens, dry_tokens = 'sample', 'unet', 77, 77
     tap_sets = {
         'gdf-sd15': ('up-level1-repeat1-vit-block0-cross-q', 'up-level1-repeat2-res-out',
                      'up-level2-repeat1-vit-block0-cross-q', 'up-level3-repeat0-vit-block0-self-k'),
@@ -81,19 +81,28 @@ class UNet(Family):
             block = f'{path}.transformer_blocks.{number}'
             for part, module in PARTS.items():
                 sites[f'vit-block{number}-{part}'] = Site(f'{block}.{module}' if module else block)
+            for kind, name in (('self', 'attn1'), ('cross', 'attn2')):
+                layer, heads = f'{block}.{name}', attention.transformer_blocks[number].get_submodule(name).heads
+                sites[f'vit-block{number}-{kind}-map'] = Site(f'{layer}.to_k', query=f'{layer}.to_q', heads=heads)
         return {**sites, 'vit-out': Site(path)}
 
     @classmethod
     def catalogue(cls, network: DiffusersModule) -> dict[Tap, Site]:
-        """GDF's spatial activations; softmax maps of the attention are left out."""
+        """GDF's activations. Softmax maps are averaged over heads; each key, of which ``self-map`` has as many as cells
+        and ``cross-map`` as tokens of the prompt, is a channel.
+        """
         units = enumerate(cls.units(network))
         return {Tap(number, part): site for number, (_, sites) in units for part, site in sites.items()}
 
     @classmethod
     def tap_names(cls, config: Any) -> dict[str, Tap]:
-        """GDF's names."""
+        """GDF's names; of the middle, which has one transformer, it does not count them."""
         units = enumerate(cls.units(cls._network(config)))
-        return {f'{unit}-{part}': Tap(number, part) for number, (unit, sites) in units for part in sites}
+        return {
+            f'{"mid" if unit == "mid-repeat0" and part.startswith("vit") else unit}-{part}': Tap(number, part)
+            for number, (unit, sites) in units
+            for part in sites
+        }
 
     @classmethod
     def blocks(cls, config: Any) -> list[str]:
