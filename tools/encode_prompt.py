@@ -51,6 +51,23 @@ def encode_sana(pipeline, text, device):
     return named(embeds[:, mask[0].bool()])
 
 
+def encode_hunyuan(pipeline, text, device):
+    # The mask stays: padding is replaced by something that the model learned.
+    bert, t5 = (
+        pipeline.encode_prompt(text, device=device, do_classifier_free_guidance=False, text_encoder_index=index)
+        for index in (0, 1)
+    )
+    return {'prompt_embeds': bert[0], 'prompt_embeds_2': t5[0], 'prompt_mask': torch.cat([bert[2], t5[2]], 1)}
+
+
+def encode_tokens(pipeline, text, device):
+    return named(pipeline.encode_prompt(text, device=device)[0])
+
+
+def encode_z_image(pipeline, text, device):
+    return named(pipeline.encode_prompt(text, device=device, do_classifier_free_guidance=False)[0][0][None])
+
+
 ENCODERS = {
     'StableDiffusionPipeline': encode_stable_diffusion,
     'StableDiffusionXLPipeline': encode_xl,
@@ -59,6 +76,11 @@ ENCODERS = {
     'PixArtAlphaPipeline': encode_pixart,
     'PixArtSigmaPipeline': encode_pixart,
     'SanaPipeline': encode_sana,
+    'HunyuanDiTPipeline': encode_hunyuan,
+    'Flux2Pipeline': encode_tokens,
+    'Flux2KleinPipeline': encode_tokens,
+    'QwenImagePipeline': encode_tokens,
+    'ZImagePipeline': encode_z_image,
 }
 
 

@@ -39,8 +39,8 @@ class ADM(UNet):
 
     Taps are named as those of ``UNet``; ``up-level1-repeat1-attn-out`` is the attention behind a residual unit. Block b
     of the original code, as DifFeed counts (arXiv 2311.17921), is the b-th from 1 of: ``unet-after-conv-in``; each unit
-    and downsampler on the way down; the last unit of the middle; each unit on the way up. A unit ends with its attention,
-    if it has one, and the last of a level on the way up with the upsampler.
+    and downsampler on the way down; the last unit of the middle; each unit on the way up. A unit ends with its
+    attention, if it has one, and the last of a level on the way up with the upsampler.
     """
 
     name = 'ADM'
