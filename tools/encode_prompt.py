@@ -41,13 +41,13 @@ def encode_pixart(pipeline, text, device):
     return named(embeds[:, mask[0].bool()])
 
 
-def encode_sana(pipeline, text, device):
-    # A text gets the instruction that the pipeline puts before it; the empty one does not, as the pipeline's
-    # unconditional prompt.
-    instruction = inspect.signature(pipeline.__call__).parameters['complex_human_instruction'].default
-    embeds, mask, *_ = pipeline.encode_prompt(
-        text, do_classifier_free_guidance=False, device=device, complex_human_instruction=instruction if text else None
-    )
+def encode_gemma(pipeline, text, device):
+    # A text gets the instruction that the pipeline puts before it. The empty one gets none: it is what the pipeline
+    # takes for no prompt. What the mask hides is left out, as for PixArt.
+    called = inspect.signature(pipeline.__call__).parameters
+    more = {name: called[name].default for name in ('complex_human_instruction',) if name in called}
+    found = pipeline.encode_prompt(text, device=device, negative_prompt='', **more)
+    embeds, mask = found[:2] if text else found[2:]
     return named(embeds[:, mask[0].bool()])
 
 
@@ -75,7 +75,8 @@ ENCODERS = {
     'FluxPipeline': encode_flux,
     'PixArtAlphaPipeline': encode_pixart,
     'PixArtSigmaPipeline': encode_pixart,
-    'SanaPipeline': encode_sana,
+    'SanaPipeline': encode_gemma,
+    'Lumina2Pipeline': encode_gemma,
     'HunyuanDiTPipeline': encode_hunyuan,
     'Flux2Pipeline': encode_tokens,
     'Flux2KleinPipeline': encode_tokens,

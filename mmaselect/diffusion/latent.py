@@ -378,9 +378,8 @@ def load_vae(
     rename = 'encoder.layers.{}'.format if raw else rename_attention
     load_into(encoder, raw or source.tensors(subfolder, variant), identity, 'vae', dtype, rename)
     where = f'config.json of {source.field}={source.name!r}: '
-    own = check_statistics(
-        *(encoder.config.get(f'latents_{name}') for name in ('mean', 'std')), encoder.channels, where
-    )
+    config = encoder.config
+    own = check_statistics(config.get('latents_mean'), config.get('latents_std'), encoder.channels, where)
     standardise(encoder, statistics or own, identity)
     return encoder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmaselect.diffusion.families import FAMILIES, Flux, Flux2, HunyuanDiT, PixArt, QwenImage, ZImage
+from mmaselect.diffusion.families import FAMILIES, Flux, Flux2, HunyuanDiT, Lumina2, PixArt, QwenImage, ZImage
 from mmaselect.diffusion.loading import initialise
 from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.taps import Tap
@@ -35,6 +35,10 @@ ZIMAGE = dict(
     n_layers=3, n_refiner_layers=1, dim=32, n_heads=2, n_kv_heads=2, cap_feat_dim=12, axes_dims=[4, 6, 6],
     in_channels=4, axes_lens=[128, 32, 32],
 )  # fmt: skip
+LUMINA2 = dict(
+    num_layers=3, num_refiner_layers=1, hidden_size=32, num_attention_heads=2, num_kv_heads=1, multiple_of=8,
+    axes_dim_rope=(4, 6, 6), axes_lens=(300, 32, 32), cap_feat_dim=12, in_channels=4, sample_size=8,
+)  # fmt: skip
 CASES = {
     'flux-dev': (Flux, dict(FLUX, guidance_embeds=True)),
     'flux-schnell': (Flux, FLUX),
@@ -46,6 +50,7 @@ CASES = {
     'flux2-klein': (Flux2, dict(FLUX2, guidance_embeds=False)),
     'qwen-image': (QwenImage, QWEN),
     'z-image': (ZImage, ZIMAGE),
+    'lumina2': (Lumina2, LUMINA2),
 }
 PROMPT = dict(prompt_embeds=torch.randn(1, 5, 12), pooled_prompt_embeds=torch.randn(1, 10))
 PROMPTS = {HunyuanDiT: dict(PROMPT, prompt_embeds_2=torch.randn(1, 7, 16), prompt_mask=torch.ones(1, 12))}
@@ -143,8 +148,21 @@ def z_image(network, latent, timestep, tokens):
     network(list(latent.unsqueeze(2).unbind(0)), time, list(tokens))
 
 
+def lumina2(network, latent, timestep, tokens):
+    mask = torch.ones(tokens.shape[:2], dtype=torch.long)
+    network(latent, 1 - torch.full((len(latent),), float(timestep)) / 1000, tokens, mask)
+
+
 #: A whole pass of each family as its pipeline makes it.
-CALLS = {PixArt: pixart, Flux: flux, HunyuanDiT: hunyuan, Flux2: flux2, QwenImage: qwen, ZImage: z_image}
+CALLS = {
+    PixArt: pixart,
+    Flux: flux,
+    HunyuanDiT: hunyuan,
+    Flux2: flux2,
+    QwenImage: qwen,
+    ZImage: z_image,
+    Lumina2: lumina2,
+}
 
 
 def call(family, network, latent, timestep):
@@ -220,7 +238,7 @@ def test_what_a_tap_does_not_need_may_be_anything(case):
 @pytest.mark.parametrize('component', ['query', 'key'])
 @pytest.mark.parametrize('case,block', [
     ('flux-dev', 1), ('flux-dev', 3), ('flux2-dev', 1), ('flux2-dev', 3), ('qwen-image', 1), ('z-image', 1),
-    ('hunyuandit-v1.2', 3),
+    ('lumina2', 1), ('hunyuandit-v1.2', 3),
 ])  # fmt: skip
 def test_query_and_key_after_their_norm(case, block, component):
     family, arch = CASES[case]
@@ -241,6 +259,7 @@ def test_query_and_key_after_their_norm(case, block, component):
 
 @pytest.mark.parametrize('case,told', [
     ('flux2-dev', lambda t: t / 1000), ('qwen-image', lambda t: t / 1000), ('z-image', lambda t: (1000 - t) / 1000),
+    ('lumina2', lambda t: 1 - t / 1000),
 ])  # fmt: skip
 def test_process_and_time_are_those_of_the_scheduler(case, told):
     """Their pipelines come with Euler's flow matching, and make of its timesteps what the network is told."""
@@ -275,7 +294,8 @@ def test_hunyuandits_process_is_that_of_its_scheduler():
 
 @pytest.mark.parametrize(
     'family,arch,millions,blocks,channels',
-    # Model cards: 12, 0.6, 1.5 (arXiv 2405.08748), 32, 4, 9, 20 (2508.02324) and 6.15 (2511.22699) billion parameters.
+    # Model cards: 12, 0.6, 1.5 (arXiv 2405.08748), 32, 4, 9, 20 (2508.02324), 6.15 (2511.22699) and 2.6 (2503.21758)
+    # billion parameters.
     [
         ('Flux', 'flux.1-dev', 11901.4, 57, 3072),
         ('Flux', 'flux.1-schnell', 11891.2, 57, 3072),
@@ -289,6 +309,7 @@ def test_hunyuandits_process_is_that_of_its_scheduler():
         ('Flux2', 'flux.2-klein-9b', 9078.6, 32, 4096),
         ('QwenImage', 'qwen-image', 20430.4, 60, 3072),
         ('ZImage', 'z-image', 6154.9, 30, 3840),
+        ('Lumina2', 'lumina-image-2.0', 2609.8, 26, 2304),
     ],
 )
 def test_the_published_architectures(family, arch, millions, blocks, channels):

@@ -8,6 +8,7 @@ from mmaselect.diffusion.families.dit import DiT
 from mmaselect.diffusion.families.flux import Flux
 from mmaselect.diffusion.families.flux2 import Flux2
 from mmaselect.diffusion.families.hunyuan_dit import HunyuanDiT
+from mmaselect.diffusion.families.lumina2 import Lumina2
 from mmaselect.diffusion.families.pixart import PixArt
 from mmaselect.diffusion.families.qwen_image import QwenImage
 from mmaselect.diffusion.families.sana import Sana
@@ -18,7 +19,7 @@ from mmaselect.diffusion.families.z_image import ZImage
 
 FAMILIES = {
     family.name: family
-    for family in (SD3, DiT, SiT, UNet, Flux, PixArt, Sana, ADM, HunyuanDiT, Flux2, QwenImage, ZImage)
+    for family in (SD3, DiT, SiT, UNet, Flux, PixArt, Sana, ADM, HunyuanDiT, Flux2, QwenImage, ZImage, Lumina2)
 }
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     'Flux',
     'Flux2',
     'HunyuanDiT',
+    'Lumina2',
     'PixArt',
     'QwenImage',
     'Sana',
