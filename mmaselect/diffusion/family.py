@@ -26,6 +26,7 @@ from mmaselect.diffusion.acceleration import (
     compiling,
     missing_kernel,
 )
+from mmaselect.diffusion.conditioning import zero_prompt
 from mmaselect.diffusion.network import (
     BATCH,
     Constants,
@@ -82,6 +83,9 @@ class Family(nn.Module, ABC):
         latent_name: What diffusers' ``forward`` calls the noisy latent.
         folder: Where a pipeline's folder has the network.
         prompt_tokens: Of the constant prompt's embedding.
+        dry_tokens: Of the prompt in a dry run. One stands for all, unless a tap's size depends on them.
+        dry_batch: Images in a dry run: a prime that no other dimension has.
+        image_first: The image's tokens come before the prompt's, where a block has both.
         normalised_sites: Those that differ after the q/k normalisation, in models that have one.
 
     Raises:
@@ -99,6 +103,9 @@ class Family(nn.Module, ABC):
     latent_name: ClassVar[str] = 'hidden_states'
     folder: ClassVar[str] = 'transformer'
     prompt_tokens: ClassVar[int] = 0
+    dry_tokens: ClassVar[int] = 1
+    dry_batch: ClassVar[int] = BATCH
+    image_first: ClassVar[bool] = False
     normalised_sites: ClassVar[dict[str, Site]] = {}
 
     def __init__(
@@ -196,6 +203,18 @@ class Family(nn.Module, ABC):
     def pack(cls, latent: Tensor) -> Tensor:
         """Brings a latent (B, C, H, W) into the form that ``forward`` reads."""
         return latent
+
+    @classmethod
+    def arguments(cls, config: Any, latent: Tensor, time: Tensor, prompt: dict[str, Tensor]) -> dict[str, Any]:
+        """All that ``forward`` reads.
+
+        Args:
+            config: Of the network.
+            latent: Noisy latent, (B, C, H, W).
+            time: What :meth:`time` gives, (B,), float32.
+            prompt: See :meth:`condition`.
+        """
+        return {cls.latent_name: cls.pack(latent), 'timestep': time, **cls.condition(config, latent, prompt)}
 
     # --- what follows from it ----------------------------------------------------------------------------------------
 
@@ -382,15 +401,11 @@ class Family(nn.Module, ABC):
                 reading(
                     self.transformer,
                     self._sites,
-                    lambda tap, value: visit(tap, to_map(value, size, self.shapes[tap][1])),
+                    lambda tap, value: visit(tap, to_map(value, size, self.shapes[tap][1], self.image_first)),
                 ),
             ):
-                self.transformer(
-                    **{self.latent_name: self.pack(latent)},
-                    timestep=torch.full((len(latent),), self.time(timestep), device=device),
-                    return_dict=False,
-                    **self.condition(self.transformer.config, latent, prompt),
-                )
+                time = torch.full((len(latent),), self.time(timestep), device=device)
+                self.transformer(**self.arguments(self.transformer.config, latent, time, prompt), return_dict=False)
         except RuntimeError as error:
             line = missing_kernel(error, self._attention, device)
             if line is None:
@@ -437,15 +452,12 @@ def _plan(family: type[Family], config: str, taps: tuple[Tap, ...], normalised: 
     network = _network(family, config)
     with torch.device('meta'):
         side = family.side(network.config)
-        latent = torch.empty(BATCH, family.latent_channels(network.config), side, side)
-        widths = family.prompt_widths(network.config)
-        # One token stands for the prompt's.
-        shapes = {name: (1, 1, width) if name == 'prompt_embeds' else (1, width) for name, width in widths.items()}
-        prompt = {name: torch.empty(shape) for name, shape in shapes.items()}
-        condition = family.condition(network.config, latent, prompt)
-        time = torch.empty(BATCH)
+        latent = torch.empty(family.dry_batch, family.latent_channels(network.config), side, side)
+        prompt = zero_prompt(family.prompt_widths(network.config), family.dry_tokens)
+        time = torch.empty(family.dry_batch)
 
     def call(noisy: Tensor) -> None:
-        network(**{family.latent_name: family.pack(noisy)}, timestep=time, return_dict=False, **condition)
+        with torch.device('meta'):
+            network(**family.arguments(network.config, noisy, time, prompt), return_dict=False)
 
     return dry_run(network, family.find(network, taps, normalised), latent, call)
