@@ -346,7 +346,7 @@ def check_data(cfg: Config, *fields: str) -> None:
     from mmaselect.datasets import LAYOUTS, check_layout
 
     for field in fields:
-        dataset = (cfg.get(field) or {}).get('dataset')
+        dataset: Any = (cfg.get(field) or {}).get('dataset')
         # Wrappers, such as RepeatDataset, hold the data set that counts.
         while isinstance(dataset, dict) and isinstance(dataset.get('dataset'), dict):
             dataset = dataset['dataset']

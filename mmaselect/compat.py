@@ -14,7 +14,7 @@ import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
@@ -108,7 +108,7 @@ class _Watch:
         others = (finder for finder in list(sys.meta_path) if finder is not self)
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _TriesTwice(self, spec.loader)
+            spec.loader = _TriesTwice(self, spec.loader)  # type: ignore[assignment]
         return spec
 
 
@@ -152,17 +152,16 @@ class _PkgResources:
     """Finder and loader of a stand-in for ``pkg_resources``, asked after all others."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        return importlib.machinery.ModuleSpec(name, self) if name == 'pkg_resources' else None
+        return importlib.machinery.ModuleSpec(name, cast(Any, self)) if name == 'pkg_resources' else None
 
     def create_module(self, spec: ModuleSpec) -> types.ModuleType:
         from importlib import metadata
-        from pathlib import Path
 
         class Distribution:
             def __init__(self, name: str) -> None:
                 self._metadata = metadata.distribution(name)
                 self.version = self._metadata.version
-                self.location = str(Path(self._metadata.locate_file('')))
+                self.location = str(self._metadata.locate_file(''))
 
             def has_metadata(self, name: str) -> bool:
                 return self._metadata.read_text(name) is not None
@@ -170,7 +169,7 @@ class _PkgResources:
             def get_metadata(self, name: str) -> str:
                 return self._metadata.read_text(name) or ''
 
-        module = types.ModuleType('pkg_resources', 'Stand-in by mmaselect for what mmengine uses of it.')
+        module: Any = types.ModuleType('pkg_resources', 'Stand-in by mmaselect for what mmengine uses of it.')
         module.DistributionNotFound = metadata.PackageNotFoundError
         module.get_distribution = Distribution
         return module
@@ -229,7 +228,8 @@ def allow_mmengine_checkpoints() -> None:
 
     if not hasattr(torch.serialization, 'add_safe_globals'):
         return
-    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    core: Any = np._core if hasattr(np, '_core') else np.core
+    multiarray = core.multiarray
     dtypes = [type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'bool')]
     names = [(_history_buffer_attribute, 'builtins.getattr')]
     for function in ('_reconstruct', 'scalar'):

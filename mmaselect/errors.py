@@ -115,9 +115,10 @@ def check_number(
     Raises:
         InputError: If it is something else.
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if number and low <= value <= high and not (open_low and value == low) and not (open_high and value == high):
-        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        inside = low <= value <= high
+        if inside and not (open_low and value == low) and not (open_high and value == high):
+            return value
     above = f'above {low:g}' if open_low else f'of at least {low:g}'
     upto = '' if high == math.inf else f' and {"below" if open_high else "at most"} {high:g}'
     raise InputError(f'{field}={value!r} is not valid: give a number {above}{upto}')

@@ -326,7 +326,7 @@ class ASelectDiT(BaseModule):
         """
         if not isinstance(images, Tensor):
             return self._deliver([maps.float() for maps in images])
-        if not self.decided:
+        if self.timesteps is None or self.taps is None:
             open_field, valid = ('block', 'a block') if self.taps is None else ('timestep', 'a number from 0 to 1000')
             if self.taps is None and self.block != 'auto':
                 open_field, valid = 'component', 'a component'
@@ -348,7 +348,7 @@ class ASelectDiT(BaseModule):
         with torch.autocast(images.device.type, enabled=self._amp_applies(images)):
             self.diffusion.read_images(
                 self.to_unit_range(images.float()),
-                dict.fromkeys(self.timesteps),
+                self.timesteps,
                 self._make_noise,
                 lambda timestep, tap, value: maps.__setitem__((timestep, tap), value),
             )
@@ -412,9 +412,8 @@ def read_choice(
         InputError: If the recipe is damaged.
     """
     recipe, timestep, stored = (state_dict.get(prefix + key) for key in (RECIPE, TIMESTEP, TAPS))
-    known = timestep is not None and not timestep.isnan().any()
     return (
-        tuple(timestep.flatten().tolist()) if known else None,
+        None if timestep is None or timestep.isnan().any() else tuple(timestep.flatten().tolist()),
         None if stored is None else tuple(Tap(*tap) for tap in _from_bytes(stored)),
         None if recipe is None else _from_bytes(recipe),
     )
@@ -431,7 +430,7 @@ def _save_choice(backbone: ASelectDiT, state_dict: dict[str, Tensor], prefix: st
     """Adds timestep and recipe to a checkpoint: as tensors, because mmengine moves every entry to the CPU."""
     if backbone._frozen.model is None:
         return
-    timesteps = [math.nan] * backbone.num_timesteps if not backbone.decided else backbone.timesteps
+    timesteps = (backbone.decided and backbone.timesteps) or (math.nan,) * backbone.num_timesteps
     # One timestep is a scalar, as in checkpoints from before there could be several.
     value = timesteps[0] if len(timesteps) == 1 else list(timesteps)
     state_dict[prefix + TIMESTEP] = torch.tensor(value, dtype=torch.float64)

@@ -146,7 +146,7 @@ def draw_blocks(
                 panel.text(column, row, form.format(value), ha='center', va='center', weight=weight, fontsize=8,
                            color='black' if value > middle else 'white')  # fmt: skip
         figure.colorbar(image, ax=panel)
-    together = correlation(scores.flatten(), accuracy.flatten())
+    together = correlation(scores.flatten().tolist(), accuracy.flatten().tolist())
     figure.suptitle(f'Blocks and components at timestep {timestep:g} (bold: highest), r = {together:+.2f}')
     rows = [
         {

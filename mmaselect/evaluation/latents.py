@@ -23,9 +23,11 @@ class LatentMemory:
     """
 
     def __init__(self, model: FrozenDiffusion, path: str | Path | None = None) -> None:
-        self.encoder, self.path = model.encoder, None if path is None else Path(path)
+        self.encoder = model.encoder
+        self.path = None if path is None else Path(path)
         digest = hashlib.sha256()
-        for name, value in sorted(self.encoder.state_dict().items()):
+        weights: Any = self.encoder
+        for name, value in sorted(weights.state_dict().items()):
             flat = value.detach().cpu().contiguous().flatten()
             digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
         for name in ('latents_mean', 'latents_std'):

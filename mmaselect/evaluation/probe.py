@@ -84,9 +84,9 @@ def read_features(
     labels: list[Tensor] = []
     draw = policy_noise(noise, images.backbone.noise_seed)
     for batch in images.batches(range(len(images))):
+        batch, sampled = batch.padded(model.multiple), None
         if batch.labels is None:
             raise InputError('a probe needs labels; these images have none')
-        batch, sampled = batch.padded(model.multiple), None
         if batch.labels.dim() == 3:
             finest = min(model.strides[tap] for tap in taps)
             dense = cell_labels(batch.labels, [side // finest for side in batch.images.shape[-2:]])

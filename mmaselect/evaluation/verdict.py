@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,7 @@ class Verdict:
 
 
 def judge(
-    scores: dict[Tap, Sequence[float]], accuracy: dict[Tap, Sequence[float]], timesteps: Sequence[float]
+    scores: Mapping[Tap, Sequence[float]], accuracy: Mapping[Tap, Sequence[float]], timesteps: Sequence[float]
 ) -> Verdict:
     """Judges scores.
 
@@ -56,7 +56,7 @@ def judge(
     )
 
 
-def judge_rule(timestep: float, accuracy: dict[Tap, Sequence[float]], timesteps: Sequence[float]) -> Verdict:
+def judge_rule(timestep: float, accuracy: Mapping[Tap, Sequence[float]], timesteps: Sequence[float]) -> Verdict:
     """Judges a rule that always takes one timestep, see :func:`judge`."""
     nearest = min(range(len(timesteps)), key=lambda place: abs(timesteps[place] - timestep))
     scores = {tap: [float(place == nearest) for place in range(len(timesteps))] for tap in accuracy}

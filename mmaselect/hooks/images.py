@@ -50,7 +50,7 @@ class RunnerImages(ImageSource):
         if pipeline is None:
             pipeline = 'train' if runner.cfg.get('default_scope') == 'mmseg' else 'val'
         self.pipeline = pipeline if isinstance(pipeline, str) else 'given'
-        transforms = pipeline
+        transforms: Any = pipeline
         if self.pipeline != 'given':
             transforms = _evaluation_pipeline(runner.cfg) if pipeline == 'val' else None
         self.transforms = None

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
+from PIL import Image
 
 from mmaselect.backbones import ASelectDiT
 from mmaselect.diffusion.memory import check_batch_size
@@ -151,7 +153,7 @@ class TimestepSelectionHook(Hook):
         backbone.diffusion.narrow(all_taps(alternatives))
         selection, images = self.score(runner, alternatives)
         selection.check()
-        chosen = [selection.timesteps, selection.taps]
+        chosen: list[Any] = [selection.timesteps, selection.taps]
         # Float sums differ between ranks in the last digit on some backends, and so might near ties.
         dist.broadcast_object_list(chosen)
         timesteps, taps = chosen
@@ -286,10 +288,9 @@ class TimestepSelectionHook(Hook):
         for label in selection.sweep.scores:
             for timestep, score in zip(selection.sweep.timesteps, selection.curve(label), strict=True):
                 runner.visualizer.add_scalar(f'selection/{label}', score, step=round(timestep))
-        import cv2
-
-        curve = cv2.imread(str(Path(runner.work_dir) / 'selection.png'))
-        runner.visualizer.add_image('selection', cv2.cvtColor(curve, cv2.COLOR_BGR2RGB))
+        # Not by OpenCV, which does not know every name that a folder may have.
+        with Image.open(Path(runner.work_dir) / 'selection.png') as curve:
+            runner.visualizer.add_image('selection', np.asarray(curve.convert('RGB')))
         return content
 
 
@@ -316,5 +317,5 @@ def check_candidates(blocks: Sequence[int] | None, components: Sequence[str] | N
             raise InputError(f'components={components!r} is not valid: give names')
 
 
-def _list(timesteps: Sequence[float]) -> str:
-    return ', '.join(f'{timestep:g}' for timestep in timesteps)
+def _list(timesteps: Sequence[float] | None) -> str:
+    return ', '.join(f'{timestep:g}' for timestep in timesteps or ())
