@@ -33,7 +33,38 @@ TRUE = {
     'sit-latent-6b': (ROOT / 'configs/pretrain/sit-latent-6b_cub-camvid-128px.py', 192, 6),
     'sit-latent-12b': (ROOT / 'configs/pretrain/sit-latent-12b_cub-camvid-128px.py', 192, 12),
     'dit-latent-6b': (ROOT / 'configs/pretrain/dit-latent-6b_cub-camvid-128px.py', 192, 6),
+    'sd15': ('sd1.5', 1280, 30),
+    'sdxl': ('sdxl', 1280, 23),
+    'pixart-sigma': ('pixart-sigma-512', 1152, 28),
+    'flux-dev': ('flux.1-dev', 3072, 57),
+    'sana': ('sana-1600m-512', 2240, 20),
 }
+#: Miniatures of families without a folder of weights in conftest: in pixel space, without a prompt, 32 wide.
+UNET = dict(
+    sample_size=16, in_channels=3, out_channels=3, block_out_channels=(8, 32, 32), layers_per_block=1,
+    norm_num_groups=4, cross_attention_dim=12, attention_head_dim=4,
+    down_block_types=('DownBlock2D', *['CrossAttnDownBlock2D'] * 2),
+    up_block_types=(*['CrossAttnUpBlock2D'] * 2, 'UpBlock2D'),
+)  # fmt: skip
+FURTHER = {
+    'sd15': UNET,
+    'sdxl': dict(
+        UNET, transformer_layers_per_block=(1, 1, 8), addition_embed_type='text_time', addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 10,
+    ),
+    'pixart-sigma': dict(
+        num_layers=3, attention_head_dim=8, num_attention_heads=4, cross_attention_dim=32, sample_size=16,
+        in_channels=3, out_channels=6, caption_channels=12, norm_num_groups=4, use_additional_conditions=False,
+    ),
+    'flux-dev': dict(
+        num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=12,
+        pooled_projection_dim=10, axes_dims_rope=(4, 6, 6), in_channels=12, guidance_embeds=True,
+    ),
+    'sana': dict(
+        num_layers=3, attention_head_dim=8, num_attention_heads=4, cross_attention_head_dim=16, cross_attention_dim=32,
+        num_cross_attention_heads=2, caption_channels=12, in_channels=3, out_channels=3, sample_size=16,
+    ),
+}  # fmt: skip
 
 
 @functools.cache
@@ -172,7 +203,10 @@ def shrink(config, path, model_folder, root):
     name = model_of(path)
     _, width, _ = TRUE[name]
     backbone, diffusion = config.model.backbone, config.model.backbone.diffusion
-    if path in STANDARD:
+    if name in FURTHER:
+        backbone.diffusion = dict(type=diffusion.type, arch=FURTHER[name], latent='pixels', prompt='zeros')
+        narrow = 32
+    elif path in STANDARD:
         variant = {'sd35-medium': 'SD3.5-medium', 'dit-xl-2': 'DiT', 'sit-xl-2': 'SiT'}[name]
         diffusion.pretrained, narrow = str(model_folder(variant)), 64
         diffusion.pop('vae', None)
@@ -180,7 +214,8 @@ def shrink(config, path, model_folder, root):
         channels = 1 if name == 'dit-nano' else 3
         arch = dict(SMALL, in_channels=channels, patch_size=2 if name == 'dit-nano' else 4)
         backbone.diffusion, narrow = dict(type=diffusion.type, arch=arch, latent='pixels'), 16
-    backbone.block = [2] * 4 if isinstance(backbone.block, list) else 2
+    if 'taps' not in backbone:
+        backbone.block = [2] * 4 if isinstance(backbone.block, list) else 2
     changes = {(key, width): narrow for key in ('in_channels', 'input_features', 'embed_dim')}
     changes |= {('embed_dims', width): narrow, ('channels', 512): 8, ('channels', 256): 8, ('channels', 64): 8}
     replace(config.model, changes)

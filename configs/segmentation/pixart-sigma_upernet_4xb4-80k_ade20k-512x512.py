@@ -1,0 +1,7 @@
+_base_ = [
+    '../_base_/models/upernet_pixart-sigma.py',
+    '../_base_/datasets/ade20k_512x512.py',
+    'mmseg::_base_/schedules/schedule_80k.py',
+    '../_base_/selection_dense.py',
+    '../_base_/segmentation_runtime.py',
+]
