@@ -197,3 +197,15 @@ def test_the_real_sd3_architectures(name, blocks, channels):
     # arXiv 2403.03206 and the model cards: 2.0, 2.5 and 8.1 billion parameters.
     published = {'sd3-medium': 2.0e9, 'sd3.5-medium': 2.5e9, 'sd3.5-large': 8.1e9}[name]
     assert sum(tensor.numel() for tensor in model.state_dict().values()) == pytest.approx(published, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    'name,millions', [('dit-s/2-256', 33), ('dit-b/2-256', 130), ('dit-l/2-256', 458), ('dit-xl/2-512', 675)]
+)
+def test_the_real_dit_architectures(name, millions):
+    """arXiv 2212.09748, table 1. Diffusers has embeddings of timestep and class in every block, the paper one."""
+    config = FAMILIES['DiT'].architectures[name]
+    model = FAMILIES['DiT']._network(FAMILIES['DiT'].complete(config))
+    embedding = sum(parameter.numel() for parameter in model.transformer_blocks[0].norm1.emb.parameters())
+    count = sum(parameter.numel() for parameter in model.parameters()) - (config['num_layers'] - 1) * embedding
+    assert count / 1e6 == pytest.approx(millions, abs=0.5)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmaselect.diffusion.family import DiffusersModule, Family, block_sites
 from mmaselect.diffusion.network import Site
@@ -13,6 +13,14 @@ from mmaselect.diffusion.taps import Tap
 
 #: Guidance that ``dev`` is told, as diffusers' pipeline tells it.
 GUIDANCE = 3.5
+
+
+def cells(rows: int, columns: int, axes: int, device: torch.device) -> Tensor:
+    """Where each of an image's tokens lies, (rows * columns, axes): row and column are the second and third axis."""
+    ids = torch.zeros(rows, columns, axes, device=device)
+    ids[..., 1] += torch.arange(rows, device=device)[:, None]
+    ids[..., 2] += torch.arange(columns, device=device)
+    return ids.flatten(0, 1)
 
 
 class Flux(Family):
@@ -23,6 +31,7 @@ class Flux(Family):
     architectures = {'flux.1-dev': dict(guidance_embeds=True), 'flux.1-schnell': dict(guidance_embeds=False)}
     sites = block_sites('attn', item=1)[0]
     prompt_tokens = 512
+    cell: ClassVar[int] = 2
     normalised_sites = {'query': Site('attn.norm_q', merge=(2, 3)), 'key': Site('attn.norm_k', merge=(2, 3))}
 
     def time(self, timestep: float) -> float:
@@ -46,25 +55,23 @@ class Flux(Family):
 
     @classmethod
     def multiple(cls, config: Any) -> int:
-        """A token is 2x2 latent pixels."""
-        return 2
+        """Latent pixels of a token, along one side."""
+        return cls.cell
 
     @classmethod
     def latent_channels(cls, config: Any) -> int:
-        """Of a latent before its 2x2 pixels are packed into a token."""
-        return config['in_channels'] // 4
+        """Of a latent before its pixels are packed into tokens."""
+        return config['in_channels'] // cls.cell**2
 
     @classmethod
     def side(cls, config: Any) -> int:
-        """1024 image pixels."""
-        return 128
+        """1024 image pixels are 64 tokens."""
+        return 64 * cls.cell
 
     @classmethod
     def pack(cls, latent: Tensor) -> Tensor:
-        """(B, C, H, W) to tokens (B, H / 2 * W / 2, 4 C)."""
-        batch, channels, height, width = latent.shape
-        cells = latent.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
-        return cells.reshape(batch, height * width // 4, 4 * channels)
+        """(B, C, H, W) to tokens, (B, H / 2 * W / 2, 4 C) where a cell is 2 pixels wide."""
+        return nn.functional.pixel_unshuffle(latent, cls.cell).flatten(2).transpose(1, 2)
 
     @classmethod
     def prompt_widths(cls, config: Any) -> dict[str, int]:
@@ -74,14 +81,11 @@ class Flux(Family):
     @classmethod
     def condition(cls, config: Any, latent: Tensor, prompt: dict[str, Tensor]) -> dict[str, Any]:
         """The prompt, where each token lies, and the guidance."""
-        batch, rows, columns = len(latent), latent.shape[2] // 2, latent.shape[3] // 2
-        ids = torch.zeros(rows, columns, 3, device=latent.device)
-        ids[..., 1] += torch.arange(rows, device=latent.device)[:, None]
-        ids[..., 2] += torch.arange(columns, device=latent.device)
+        batch = len(latent)
         read = {
             'encoder_hidden_states': prompt['prompt_embeds'].expand(batch, -1, -1),
             'pooled_projections': prompt['pooled_prompt_embeds'].expand(batch, -1),
-            'img_ids': ids.flatten(0, 1),
+            'img_ids': cells(latent.shape[2] // 2, latent.shape[3] // 2, 3, latent.device),
             'txt_ids': torch.zeros(prompt['prompt_embeds'].shape[1], 3, device=latent.device),
         }
         if config['guidance_embeds']:
