@@ -60,6 +60,11 @@ class Flux(Family):
         return 128
 
     @classmethod
+    def latent_scale(cls, config: Any) -> tuple[float, float]:
+        """Of its own VAE."""
+        return 0.3611, 0.1159
+
+    @classmethod
     def pack(cls, latent: Tensor) -> Tensor:
         """(B, C, H, W) to tokens (B, H / 2 * W / 2, 4 C)."""
         batch, channels, height, width = latent.shape
