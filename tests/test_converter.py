@@ -152,8 +152,8 @@ def test_what_is_no_such_checkpoint(original, tmp_path, call_tool):
     state = original.state_dict()
     assert "checkpoint has no tensor 'pos_embed'" in convert({k: v for k, v in state.items() if k != 'pos_embed'})
     assert 'heads=None does not fit a width of 48: give --heads' in convert(state)
-    assert "checkpoint has a tensor 'blocks.0.attn.q_norm.weight' that" in convert(
-        {**state, 'blocks.0.attn.q_norm.weight': torch.ones(1)}, '--heads', '4'
+    assert "checkpoint has a tensor 'blocks.0.attn.gate.weight' that" in convert(
+        {**state, 'blocks.0.attn.gate.weight': torch.ones(1)}, '--heads', '4'
     )
     assert 'is not the sine-cosine one of DiT' in convert(
         {**state, 'pos_embed': state['pos_embed'] + 1}, '--heads', '4'

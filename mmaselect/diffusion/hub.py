@@ -17,7 +17,7 @@ EMBEDDED = 'mmaselect://'
 WEIGHTS = 'diffusion_pytorch_model'
 #: Files of weights, as they are preferred. What is no safetensors is a pickle, read with ``weights_only=True``.
 SUFFIXES = ('.safetensors', '.bin', '.ckpt', '.pt', '.pth')
-ID = r'(?P<id>[\w.-]+/[\w.-]+)'
+ID = r'(?P<id>\w[\w.-]*/\w[\w.-]*)'
 HUB_ID = re.compile(rf'{ID}(?:@(?P<revision>[\w./-]+))?')
 HUB_URL = re.compile(
     rf'(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/{ID}'
@@ -134,12 +134,17 @@ class Source:
         from huggingface_hub import errors, hf_hub_download
 
         assert self.repository is not None
+        options = dict(self._options)
+        if self._offline:
+            # The client tries for many seconds to reach a hub that is down.
+            options['local_files_only'] = True
         try:
-            return Path(str(hf_hub_download(self.repository, path, revision=self.revision, **self._options)))
+            return Path(str(hf_hub_download(self.repository, path, revision=self.revision, **options)))
         except errors.LocalEntryNotFoundError as error:
+            self._check_token(error.__cause__)
             # Without the network a file that the model never had and one that was never fetched look alike. Of a
             # revision that is in the cache the first is meant; whoever needs the file says so, see `lacks`.
-            self._offline = one_line(error.__cause__ or error)
+            self._offline = self._offline or one_line(error.__cause__ or error)
             if self._cached():
                 return None
             raise self._refused(self._not_cached()) from error
@@ -158,11 +163,15 @@ class Source:
                 'with `hf auth login` or set HF_TOKEN'
             ) from error
         except Exception as error:  # the hub's client raises from several libraries below it
-            status = getattr(getattr(error, 'response', None), 'status_code', None)
-            if status in (401, 403):
-                reason = f'the token was refused ({status}): log in with `hf auth login`, or set another HF_TOKEN'
-                raise self._refused(reason) from error
+            self._check_token(error)
             raise self._refused(one_line(error)) from error
+
+    def _check_token(self, error: BaseException | None) -> None:
+        status = getattr(getattr(error, 'response', None), 'status_code', None)
+        if status in (401, 403):
+            raise self._refused(
+                f'the token was refused ({status}): log in with `hf auth login`, or set another HF_TOKEN'
+            ) from error
 
     def _cache(self) -> Path:
         from huggingface_hub import constants
@@ -247,7 +256,7 @@ class Source:
                     continue
                 if variant and not middle:
                     logger.warning(
-                        '%s=%r has no variant %r in %s: read without', self.field, self.name, variant, folder
+                        '%s=%r has no variant %r in %s: the plain file is read', self.field, self.name, variant, folder
                     )
                 return {None: single} if index is None else self._read_index(index, folder, suffix)
         raise self.lacks(f'{prefix}{WEIGHTS}.safetensors or .bin')

@@ -167,6 +167,7 @@ def infer_network(
             '`python tools/model_converters/dit_to_diffusers.py`'
         )
     refused: InputError | None = None
+    converts = False
     for family in families:
         known = {name: config for name, config in family.architectures.items() if arch in (None, name)}
         if isinstance(arch, dict):
@@ -177,18 +178,18 @@ def infer_network(
             try:
                 found = Converted(tensors, family.class_names[0], config, expected).shapes()
             except InputError as error:
-                # Which conversion fails does not depend on the architecture.
                 refused = error
-                break
-            wrong = next((name for name in expected if found.get(name) != expected[name]), None)
+                continue
+            converts = True
+            wrong = next((n for n in sorted({*expected, *found}) if found.get(n) != expected.get(n)), None)
             if wrong is None:
                 return family, config
             if arch is not None:
-                refused = InputError(
+                raise InputError(
                     f'{source.field}={source.name!r} is not of arch={arch!r}: tensor {wrong!r} is {found.get(wrong)}, '
-                    f'expected {expected[wrong]}'
+                    f'expected {expected.get(wrong)}'
                 )
-    if refused is not None and (len(families) == 1 or arch is not None):
+    if refused is not None and not converts and len(families) == 1:
         raise refused
     names = [name for family in families for name in family.architectures]
     if isinstance(arch, str):
