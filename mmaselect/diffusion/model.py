@@ -228,6 +228,10 @@ class DiffusionSpec:
         for field, value in (('revision', revision), ('subfolder', subfolder), ('variant', variant)):
             if value is not None and not isinstance(value, str):
                 raise InputError(f'{field}={value!r} is not valid: give a text')
+        if cache_dir is not None and not isinstance(cache_dir, (str, Path)):
+            raise InputError(f'cache_dir={cache_dir!r} is not valid: give a folder')
+        if token is not None and not isinstance(token, (str, bool)):
+            raise InputError('token is not valid: give a text, or leave it out and set HF_TOKEN')
         check_flag(normalised_qk, 'normalised_qk')
         check_flag(local_files_only, 'local_files_only')
         check_number(shift, 'shift', 0, open_low=True)
