@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import tempfile
@@ -12,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-#: Seconds for which a temporary file is nobody's business but its maker's.
-ABANDONED_AFTER = 60
+#: Seconds without a write after which a temporary file counts as left behind.
+ABANDONED_AFTER = 3600
 
 
 @contextmanager
@@ -29,11 +28,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}.', suffix=f'.tmp{path.suffix}')
+    os.close(handle)
     temporary = Path(name)
     try:
-        # Held until the file is whole, and let go by the system if this process is killed: see remove_abandoned.
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         # mkstemp makes private files; results are for everyone the umask allows.
         umask = os.umask(0)
@@ -42,7 +39,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-        os.close(handle)
 
 
 def remove_abandoned(folder: str | Path) -> list[Path]:
@@ -56,13 +52,10 @@ def remove_abandoned(folder: str | Path) -> list[Path]:
     """
     removed = []
     for path in Path(folder).glob('.*.tmp*'):
-        with suppress(OSError), path.open('rb') as file:
-            # A file that was made this moment may not be locked yet.
-            if time.time() - path.stat().st_mtime < ABANDONED_AFTER:
-                continue
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-            removed.append(path)
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
+                path.unlink()
+                removed.append(path)
     return removed
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 import mmaselect
 from mmaselect.backbones import ASelectDiT
 from mmaselect.errors import InputError
-from mmaselect.selection.search import Batch, sweep
+from mmaselect.images import Batch
+from mmaselect.selection.search import sweep
 
 MODEL = dict(
     type='SiT',
@@ -79,8 +80,8 @@ def test_selection_is_that_of_the_sweep(folder, noise):
     compare = [dict(type='NoiseConsistentHFR'), dict(type='HighFrequencyRatio')]
     options = dict(block=1, timesteps=TIMESTEPS, num_images=None, batch_size=8, noise=noise, seed=3)
     selection = mmaselect.select(MODEL, PIXELS, compare=compare, **options)
+    from mmaselect.images import draw_portions
     from mmaselect.selection.criteria import HighFrequencyRatio, InstanceInformation, NoiseConsistentHFR
-    from mmaselect.selection.search import draw_portions
 
     (order,) = draw_portions(10, None, 3)
     batches = [Batch(PIXELS[order] / 127.5 - 1, order)]

@@ -15,6 +15,7 @@ from torch import nn
 
 from mmaselect import ASelectDiT
 from mmaselect.backbones.aselect import IMAGENET_MEAN, IMAGENET_STD
+from mmaselect.diffusion.reader import align, pad_to_cells
 from mmaselect.errors import InputError
 
 PIXELS = dict(
@@ -196,7 +197,7 @@ def test_a_checkpoint_brings_its_normalisation():
 def test_sizes_between_patches_are_padded():
     backbone = build()
     assert backbone(images(height=9, width=11))[0].shape == (2, 16, 5, 6)
-    padded = backbone.to_unit_range(images(height=9, width=11))
+    padded = pad_to_cells(images(height=9, width=11), backbone.multiple)
     assert padded.shape == (2, 3, 10, 12)
     assert torch.equal(padded[..., 9, :], padded[..., 8, :])
 
@@ -217,8 +218,6 @@ def test_an_image_shifted_by_a_patch_shifts_the_map_by_a_cell():
 @pytest.mark.parametrize('height,width', ((16, 16), (18, 16), (13, 27)))
 def test_cells_divide_the_image_evenly_also_where_it_was_padded(height, width):
     """Each cell of a map that holds the position of its middle must hold that of an even division of the image."""
-    from mmaselect.backbones.aselect import align
-
     rows, columns = -(-height // 4), -(-width // 4)
     y, x = (torch.arange(count) * 4 + 2.0 for count in (rows, columns))
     positions = torch.stack(torch.meshgrid(y, x, indexing='ij'))[None].expand(3, -1, -1, -1)

@@ -77,7 +77,7 @@ def test_what_is_read_is_what_is_built(benchmark, folder, monkeypatch):
 
 
 def test_an_epoch_from_the_cache_runs_no_block(benchmark, tmp_path, monkeypatch):
-    from mmaselect.diffusion.model import FrozenDiffusion
+    from mmaselect.diffusion.reader import FrozenDiffusion
 
     runs, read = [], FrozenDiffusion.read
 

@@ -104,7 +104,7 @@ def test_half_precision_is_near(train):
 
 
 def test_the_frozen_model_does_not_run_in_training(train, monkeypatch):
-    from mmaselect.diffusion.model import FrozenDiffusion
+    from mmaselect.diffusion.reader import FrozenDiffusion
 
     runs, read = [], FrozenDiffusion.read
 

@@ -114,7 +114,7 @@ def test_scores_and_accuracy_over_timesteps(digits, work_dir):
                 for images in (train, test))  # fmt: skip
         assert row['probe accuracy (%)'] == pytest.approx(linear_probe(x, train_labels, y, test_labels), abs=0.01)
     assert rows[0]['probe accuracy (%)'] > 80 > rows[2]['probe accuracy (%)']
-    for label in ('HFR (sigma 0.25)', 'instance information (2 views, 2x2 cells)'):
+    for label in ('HFR (sigma 0.25)', 'instance information (2 views)'):
         for row in rows:
             assert row[f'{label}, 2.5 %'] <= row[label] <= row[f'{label}, 97.5 %'] or row[label] == 0
     # A second figure of the same request trains no probe again.
@@ -129,7 +129,7 @@ def test_scores_against_the_fisher_score(digits, work_dir):
     fisher = [row['Fisher Score (labels)'] for row in rows]
     # Under fresh noise, classes get ever harder to tell; so says instance information, and plain HFR the opposite.
     assert fisher == sorted(fisher, reverse=True)
-    names = ('HFR (sigma 0.25)', 'instance information (2 views, 2x2 cells)')
+    names = ('HFR (sigma 0.25)', 'instance information (2 views)')
     hfr, ours = ([row[name] for row in rows] for name in names)
     assert ours == sorted(ours, reverse=True)
     assert hfr == sorted(hfr)
@@ -184,7 +184,7 @@ def test_criteria_are_compared_with_the_oracle(digits, tmp_path):
         assert (row['gap'], row['largest']) == pytest.approx((losses.mean(), losses.max()), abs=1e-9)
     cost = {row['criterion']: row['block evaluations'] for row in rows}
     assert cost['centred noise-consistent HFR (sigma 0.25)'] == 2 * cost['HFR (sigma 0.25)'] == 2 * 40 * 3 * 3
-    assert cost['instance information (2 views, 2x2 cells)'] == 2 * 40 * 3 * 3
+    assert cost['instance information (2 views)'] == 2 * 40 * 3 * 3
     assert cost['always 0'] == 0
     assert '| Fisher Score (labels) |' in done.stdout
     # Each of 150 training and 60 test images once, and one further view of 40.

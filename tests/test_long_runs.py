@@ -14,8 +14,9 @@ from mmengine.registry import HOOKS, DefaultScope
 from mmengine.runner import Runner
 
 import mmaselect
+from mmaselect.images import Batch
 from mmaselect.selection.criteria import NoiseConsistentHFR
-from mmaselect.selection.search import Batch, Search, run
+from mmaselect.selection.search import Search, run
 
 #: What an allocator may keep back between one look and another.
 SLACK = 12e6

@@ -13,11 +13,13 @@ from mmseg.utils import register_all_modules
 from mmaselect.apis import extract
 from mmaselect.backbones import ASelectDiT
 from mmaselect.diffusion.families import FAMILIES
+from mmaselect.diffusion.noise import seeded_noise
 from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError
 from mmaselect.evaluation.probe import Samples
+from mmaselect.images import Batch
 from mmaselect.selection.criteria import FisherScore, HighFrequencyRatio, InstanceInformation
-from mmaselect.selection.search import Batch, Search, run
+from mmaselect.selection.search import Search, run
 
 CHANNELS, STRIDES = (32, 16, 8), (4, 2, 1)
 
@@ -63,7 +65,7 @@ def test_maps_are_those_of_diffusers_full_pass():
     backbone, seen = build(mean=(0, 0, 0), std=(127.5,) * 3), []
     maps = backbone(images() + 1)
     network = backbone.diffusion.family.transformer
-    latent = backbone.diffusion.family.process.add_noise(images(), backbone._make_noise(images(), images()), 100)
+    latent = backbone.diffusion.family.process.add_noise(images(), seeded_noise(tuple(images().shape[1:]), 0), 100)
     whole = Pyramid.build(Pyramid.complete(Pyramid.architectures['tiny'])).eval()
     whole.load_state_dict(network.state_dict(), strict=False)
     for block in whole.up_blocks:

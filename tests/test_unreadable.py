@@ -202,10 +202,10 @@ def test_the_next_readable_one_takes_its_place():
 
 def test_sixteen_bits_are_not_cut_off(tmp_path):
     """Pillow's own conversion would make all of it white."""
-    from mmaselect.apis.images import Images
+    from mmaselect.images import Images
 
     Image.fromarray(np.full((16, 16), 0x4000, np.uint16)).save(tmp_path / 'deep.png')
-    assert torch.allclose(Images(tmp_path, 16, 16)[0], torch.tensor(0x40 / 127.5 - 1), atol=1e-6)
+    assert torch.allclose(Images(tmp_path, 16).load(0)[0], torch.tensor(0x40 / 127.5 - 1), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -231,17 +231,17 @@ def test_sixteen_bits_are_not_cut_off(tmp_path):
     ids=['grey', 'cmyk', 'alpha', 'palette', 'bits', 'dot', 'animated', 'wide'],
 )
 def test_images_of_every_kind(tmp_path, save, expected):
-    from mmaselect.apis.images import Images
+    from mmaselect.images import Images
 
     save(tmp_path)
-    image = Images(tmp_path, 16, 16)[0]
+    image = Images(tmp_path, 16).load(0)[0]
     assert image.shape == (3, 16, 16)
     found = ((image.mean((1, 2)) + 1) * 127.5).tolist()
     assert found == pytest.approx(expected, abs=3)
 
 
 def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
-    from mmaselect.apis.images import Images
+    from mmaselect.images import Images
 
     upright = np.zeros((16, 16, 3), np.uint8)
     upright[:8] = 255
@@ -249,7 +249,7 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
     exif = lying.getexif()
     exif[0x0112] = 6
     lying.save(tmp_path / 'turned.png', exif=exif)
-    assert Images(tmp_path, 16, 16)[0][:, :8].min() == 1
+    assert Images(tmp_path, 16).load(0)[0][:, :8].min() == 1
 
 
 @pytest.mark.parametrize(
@@ -261,8 +261,8 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
     ],
 )  # fmt: skip
 def test_what_is_no_image_is_named(tmp_path, name, content):
-    from mmaselect.apis.images import Images
+    from mmaselect.images import Images
 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=f'{name} cannot be read as an image: '):
-        Images(tmp_path, 16, 16)[0]
+        Images(tmp_path, 16).load(0)[0]

@@ -304,8 +304,9 @@ def bench_load(args, folder):
 def bench_sweep(args, folder):
     """A sweep against encoding, noising, the whole model, a hook and an FFT for every timestep."""
     from mmaselect.diffusion.noise import seeded_noise
+    from mmaselect.images import Batch
     from mmaselect.selection.criteria import HighFrequencyRatio
-    from mmaselect.selection.search import Batch, Search, run
+    from mmaselect.selection.search import Search, run
 
     device = torch.device(args.device)
     baseline = Baseline(folder, device)
@@ -407,8 +408,9 @@ def fit_exponent(sizes, values):
 
 def bench_growth(args, folder):
     """Seconds and memory of a sweep over a decade of images, timesteps and blocks."""
+    from mmaselect.images import Batch
     from mmaselect.selection.criteria import HighFrequencyRatio
-    from mmaselect.selection.search import Batch, Search, run
+    from mmaselect.selection.search import Search, run
 
     # Pixels in place of a VAE, whose cost grows with the images alone.
     arch = dict(SHAPE, num_attention_heads=2, caption_projection_dim=128, joint_attention_dim=128)
@@ -522,8 +524,9 @@ def rank_child(rank, world_size, folder, args):
     import torch.distributed as torch_dist
 
     from mmaselect.hooks.ranks import RunnerRanks
+    from mmaselect.images import Batch
     from mmaselect.selection.criteria import HighFrequencyRatio
-    from mmaselect.selection.search import Batch, Search, run
+    from mmaselect.selection.search import Search, run
 
     torch.set_num_threads(1)
     store = f'file://{folder}/store{world_size}'

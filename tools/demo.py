@@ -67,7 +67,10 @@ def main():
 
     work_dir = Path(args.work_dir)
     data = work_dir / 'digits'
-    options = [f'{split}_dataloader.dataset.data_root={data}' for split in ('train', 'val', 'test')]
+    # At this tap the best timestep lies inside.
+    changes = {'model.backbone.block': 3, 'model.backbone.component': 'output'}
+    changes.update({f'{split}_dataloader.dataset.data_root': str(data) for split in ('train', 'val', 'test')})
+    options = [f'{name}={value}' for name, value in changes.items()]
     run_tool('dataset_converters/prepare_digits.py', data)
     run_tool('train.py', CONFIG, '--work-dir', work_dir, '--cfg-options', *options)
     checkpoint = Path((work_dir / 'last_checkpoint').read_text().strip())
@@ -76,7 +79,7 @@ def main():
              '--cfg-options', *options)  # fmt: skip
 
     cfg = Config.fromfile(CONFIG)
-    cfg.merge_from_dict(dict(option.split('=') for option in options))
+    cfg.merge_from_dict(changes)
     cfg.work_dir = str(work_dir / 'probes')
     runner = cli.build_runner(cli.finish_config(cfg, argparse.Namespace(cfg_options=None, no_pin_memory=False)))
     selection = Selection.from_dict(read_selection(work_dir / 'selection.json'))

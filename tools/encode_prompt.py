@@ -1,6 +1,7 @@
 """Embeds the constant prompt of a text-conditional model once, so that its text encoders are never loaded again."""
 
 import argparse
+import inspect
 from pathlib import Path
 
 import torch
@@ -40,6 +41,33 @@ def encode_pixart(pipeline, text, device):
     return named(embeds[:, mask[0].bool()])
 
 
+def encode_gemma(pipeline, text, device):
+    # A text gets the instruction that the pipeline puts before it. The empty one gets none: it is what the pipeline
+    # takes for no prompt. What the mask hides is left out, as for PixArt.
+    called = inspect.signature(pipeline.__call__).parameters
+    more = {name: called[name].default for name in ('complex_human_instruction',) if name in called}
+    found = pipeline.encode_prompt(text, device=device, negative_prompt='', **more)
+    embeds, mask = found[:2] if text else found[2:]
+    return named(embeds[:, mask[0].bool()])
+
+
+def encode_hunyuan(pipeline, text, device):
+    # The mask stays: padding is replaced by something that the model learned.
+    bert, t5 = (
+        pipeline.encode_prompt(text, device=device, do_classifier_free_guidance=False, text_encoder_index=index)
+        for index in (0, 1)
+    )
+    return {'prompt_embeds': bert[0], 'prompt_embeds_2': t5[0], 'prompt_mask': torch.cat([bert[2], t5[2]], 1)}
+
+
+def encode_tokens(pipeline, text, device):
+    return named(pipeline.encode_prompt(text, device=device)[0])
+
+
+def encode_z_image(pipeline, text, device):
+    return named(pipeline.encode_prompt(text, device=device, do_classifier_free_guidance=False)[0][0][None])
+
+
 ENCODERS = {
     'StableDiffusionPipeline': encode_stable_diffusion,
     'StableDiffusionXLPipeline': encode_xl,
@@ -47,6 +75,13 @@ ENCODERS = {
     'FluxPipeline': encode_flux,
     'PixArtAlphaPipeline': encode_pixart,
     'PixArtSigmaPipeline': encode_pixart,
+    'SanaPipeline': encode_gemma,
+    'Lumina2Pipeline': encode_gemma,
+    'HunyuanDiTPipeline': encode_hunyuan,
+    'Flux2Pipeline': encode_tokens,
+    'Flux2KleinPipeline': encode_tokens,
+    'QwenImagePipeline': encode_tokens,
+    'ZImagePipeline': encode_z_image,
 }
 
 

@@ -19,11 +19,11 @@ def main():
     runner = cli.build_runner(cfg, 'train_dataloader')
     runner.train()
     if runner.rank == 0:
-        from mmengine.runner.checkpoint import find_latest_checkpoint, load_checkpoint
+        from mmengine.runner.checkpoint import load_checkpoint
 
         # The checkpoint holds the averaged weights (EMAHook), the model in memory those of the last step.
         model = runner.model.module if runner.distributed else runner.model
-        load_checkpoint(model, find_latest_checkpoint(cfg.work_dir), map_location='cpu', strict=True)
+        load_checkpoint(model, cli.latest_checkpoint(cfg.work_dir), map_location='cpu', strict=True)
         # A data set of latents brings the encoder that made them.
         encoder = getattr(runner.train_dataloader.dataset, 'encoder', None)
         file = model.export(args.out or cfg.export_dir, encoder)

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmaselect.apis.images import Images
 from mmaselect.diffusion.families import FAMILIES
 from mmaselect.diffusion.loading import Source
-from mmaselect.diffusion.memory import Halving, check_batch_size, fit_batch_size
-from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align, pad_to_cells
-from mmaselect.diffusion.noise import NOISES, policy_noise
+from mmaselect.diffusion.memory import Halving, halve_images, join_maps
+from mmaselect.diffusion.model import DiffusionSpec
+from mmaselect.diffusion.noise import policy_noise
+from mmaselect.diffusion.reader import FrozenDiffusion
 from mmaselect.diffusion.taps import Tap, all_taps
-from mmaselect.errors import InputError, check_choice, check_timesteps
+from mmaselect.errors import InputError, check_timesteps
+from mmaselect.images import Images
 from mmaselect.progress import progress_bar
 from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criteria
 from mmaselect.selection.report import Selection
-from mmaselect.selection.search import (
-    GROUP,
-    Batch,
-    Search,
-    count_passes,
-    draw_portions,
-    fit_groups,
-    make_timesteps,
-    number_groups,
-    run,
-)
-from mmaselect.unreadable import SHARE, Unreadable
+from mmaselect.selection.search import count_passes, make_timesteps
+from mmaselect.selection.select import select_on
+from mmaselect.unreadable import SHARE
 
 Model = FrozenDiffusion | dict[str, Any] | str | Path
 
@@ -101,7 +92,7 @@ def extract(
     Raises:
         InputError: If an argument is out of range.
     """
-    check_choice(noise, 'noise', NOISES)
+    draw = policy_noise(noise, seed)
     if isinstance(timestep, Selection):
         taps, timesteps = tuple(timestep.taps), tuple(timestep.timesteps)
         loaded = model if isinstance(model, FrozenDiffusion) else DiffusionSpec.from_dict(_to_dict(model)).load(taps)
@@ -112,36 +103,28 @@ def extract(
     if missing:
         name = f'block {missing[0].block} {missing[0].component}'
         raise InputError(f'{name} was selected, but the model was not loaded for it')
-    source = Images(images, loaded.multiple, size or loaded.image_size)
-    features: dict[tuple[float, int, str], list[Tensor]] = {(t, *tap): [] for t in timesteps for tap in taps}
+    source = Images(images, size or loaded.image_size)
+    source.fit(loaded, batch_size, group=1)
+    keys = [(t, *tap) for t in timesteps for tap in taps]
 
-    strides = loaded.strides
-
-    def read_part(part: Tensor) -> list[Tensor]:
-        latent = loaded.encode(part)
-        shape = tuple(latent.shape[1:])
-        drawn = policy_noise(part, shape, noise, seed)
+    def read(part: Tensor) -> list[Tensor]:
         found = {}
-        for one in timesteps:
 
-            def take(tap: Tap, value: Tensor, one: float = one) -> None:
-                key = (one, *tap)
-                if key in features:
-                    value = align(value.float(), _unpadded(source), strides[tap])
-                    found[key] = (value.mean((2, 3)) if pool else value).cpu()
+        def take(t: float, tap: Tap, value: Tensor) -> None:
+            key = (t, *tap)
+            if key in keys:
+                found[key] = (value.mean((2, 3)) if pool else value).cpu()
 
-            loaded.read(latent, drawn, one, take)
-        return [found[key] for key in features]
+        loaded.read_images(part.to(loaded.device), timesteps, draw, take)
+        return [found[key] for key in keys]
 
-    read = Halving(read_part)
-    numbers = range(len(source))
-    batch_size = _fit(check_batch_size(batch_size), loaded, source)
-    batches = source.batches(numbers, batch_size, _device(loaded))
-    total = -(-len(source) // batch_size)
+    halving = Halving(read, halve_images)
+    batches = source.batches(range(len(source)))
+    total = -(-len(source) // source.batch_size)
+    parts: list[list[Tensor]] = []
     for batch in progress_bar(iterable=batches, desc='features', total=total, disable=not progress):
-        for key, value in zip(features, read(batch.images), strict=True):
-            features[key].append(value)
-    result = {key: torch.cat(parts) for key, parts in features.items()}
+        parts += halving(batch.images)
+    result = dict(zip(keys, join_maps(parts), strict=True))
     return next(iter(result.values())) if len(result) == 1 else result
 
 
@@ -205,46 +188,15 @@ def select(
         spec = DiffusionSpec.from_dict(_to_dict(model))
         alternatives = spec.alternatives(block, component)
         loaded = spec.load(all_taps(alternatives))
-    source = Images(images, loaded.multiple, size or loaded.image_size)
-    tensor = None if labels is None else torch.as_tensor(labels)
-    if tensor is not None and tensor.shape != (len(source),):
-        raise InputError(f'labels of shape {tuple(tensor.shape)} do not fit {len(source)} images')
-    unreadable = Unreadable(max_unreadable)
-    draws, num_views = count_passes(list(criteria.values()), num_timesteps)
-    batch_size = _fit(check_batch_size(batch_size), loaded, source, GROUP, draws + num_views - 1)
-    with progress_bar(desc='timestep selection', unit='pass', disable=not progress) as bar:
-        finder = Search(
-            loaded,
-            make_timesteps(timesteps or dict(start=0, stop=1000, num=21)),
-            list(criteria.values()),
-            alternatives,
-            num_timesteps,
-            seed,
-            bar.update,
-            keep=search == 'coarse-to-fine',
-            noise=noise,
-            noise_seed=seed,
-        )
-        drawn = draw_portions(len(source), num_images, seed)
-        portions = _portions(source, drawn, batch_size, _device(loaded), tensor, unreadable)
-        result = run(finder, portions, search, stability if num_images == 'auto' else None)
-    unreadable.report(logging.getLogger('mmaselect'))
-    selection = Selection(result, next(iter(criteria)), config)
+    source = Images(images, size or loaded.image_size, labels, max_unreadable)
+    source.fit(loaded, batch_size, passes=sum(count_passes(list(criteria.values()), num_timesteps)) - 1)
+    grid = make_timesteps(timesteps or dict(start=0, stop=1000, num=21))
+    selection = select_on(
+        loaded, source, criteria, config, grid, alternatives, num_timesteps, num_images, search, stability, noise,
+        seed, seed, progress=progress,
+    )  # fmt: skip
     selection.check()
     return selection
-
-
-def _portions(
-    source: Images,
-    portions: Sequence[Sequence[int]],
-    batch_size: int,
-    device: torch.device,
-    labels: Tensor | None,
-    unreadable: Unreadable,
-) -> Iterable[Iterable[Batch]]:
-    group, size = fit_groups(batch_size)
-    for indices, first in number_groups(portions, group):
-        yield source.batches(indices, size, device, labels, group, first, unreadable)
 
 
 def _to_dict(model: dict[str, Any] | str | Path) -> dict[str, Any]:
@@ -258,21 +210,3 @@ def _to_dict(model: dict[str, Any] | str | Path) -> dict[str, Any]:
         known = ' or '.join(f"dict(type='{name}', pretrained={str(model)!r})" for name in fitting or FAMILIES)
         raise InputError(f'model={str(model)!r} does not say its family: give {known}')
     return dict(type=fitting[0], pretrained=model)
-
-
-def _fit(batch_size: int | str, model: FrozenDiffusion, source: Images, group: int = 1, draws: int = 1) -> int:
-    if batch_size != 'auto':
-        return batch_size
-    # Files are all scaled to one size, and the first may be unreadable.
-    size = (source.size, source.size) if source.tensor is None else tuple(source.tensor.shape[2:])
-    return fit_batch_size(model, pad_to_cells(torch.zeros(1, 3, *size), model.multiple)[0], group, draws)
-
-
-def _device(model: FrozenDiffusion) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _unpadded(source: Images) -> tuple[int, int]:
-    if source.tensor is not None:
-        return tuple(source.tensor.shape[-2:])
-    return (source.size, source.size)

@@ -14,8 +14,9 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from mmaselect.diffusion.model import DiffusionSpec, FrozenDiffusion, align, pad_to_cells
+from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.noise import NOISES, pixel_noise, seeded_noise
+from mmaselect.diffusion.reader import FrozenDiffusion
 from mmaselect.diffusion.recipe import Recipe, describe, difference
 from mmaselect.diffusion.taps import Tap, all_taps
 from mmaselect.errors import InputError, check_choice, check_count, check_number, check_timesteps
@@ -296,19 +297,16 @@ class ASelectDiT(BaseModule):
     # --- the forward pass --------------------------------------------------------------------------------------------
 
     def to_unit_range(self, images: Tensor) -> Tensor:
-        """Undoes the toolbox's normalisation and pads to whole cells.
+        """Undoes the toolbox's normalisation.
 
         Args:
             images: (B, 3, H, W), RGB, normalised by ``mean`` and ``std``.
 
         Returns:
-            (B, 3, H', W') in [-1, 1], H' and W' the next multiples of ``multiple``; the border is repeated.
-
-        Raises:
-            InputError: If an image is smaller than one patch.
+            (B, 3, H, W) in [-1, 1].
         """
         mean, std = (images.new_tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
-        return pad_to_cells((images * std + mean) / 127.5 - 1, self.multiple)
+        return (images * std + mean) / 127.5 - 1
 
     @torch.no_grad()
     def forward(self, images: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -345,15 +343,16 @@ class ASelectDiT(BaseModule):
             raise InputError(
                 "model.backbone.cache is set, but nothing fills it: add dict(type='FeatureCacheHook') to custom_hooks"
             )
-        model = self.diffusion
+        maps: dict[tuple[float, Tap], Tensor] = {}
         # In its own half precision the model is told what to compute in; only in float32 does --amp decide.
         with torch.autocast(images.device.type, enabled=self._amp_applies(images)):
-            unit = self.to_unit_range(images.float())
-            latent = model.encode(unit)
-            noise = self._make_noise(latent, unit)
-            passes = [model(latent, noise, timestep) for timestep in self.timesteps]
-        size, strides = images.shape[-2:], model.strides
-        return self._deliver([align(maps[tap].float(), size, strides[tap]) for maps in passes for tap in self.taps])
+            self.diffusion.read_images(
+                self.to_unit_range(images.float()),
+                dict.fromkeys(self.timesteps),
+                self._make_noise,
+                lambda timestep, tap, value: maps.__setitem__((timestep, tap), value),
+            )
+        return self._deliver([maps[timestep, tap] for timestep in self.timesteps for tap in self.taps])
 
     @staticmethod
     def _deliver(read: list[Tensor]) -> tuple[Tensor, ...]:
@@ -364,15 +363,14 @@ class ASelectDiT(BaseModule):
     def _amp_applies(self, images: Tensor) -> bool:
         return self.spec.dtype == torch.float32 and torch.is_autocast_enabled(images.device.type)
 
-    def _make_noise(self, latent: Tensor, images: Tensor) -> Tensor:
-        shape = tuple(latent.shape[1:])
+    def _make_noise(self, images: Tensor, shape: tuple[int, ...]) -> Tensor:
         if self.noise == 'fixed':
-            key = (shape, latent.device)
+            key = (shape, images.device)
             if key not in self._noise_cache:
-                self._noise_cache[key] = seeded_noise(shape, self.noise_seed).to(latent.device)
+                self._noise_cache[key] = seeded_noise(shape, self.noise_seed).to(images.device)
             return self._noise_cache[key]
         if self.training:
-            return torch.randn(latent.shape, device=latent.device)
+            return torch.randn((len(images), *shape), device=images.device)
         return pixel_noise(images, shape, self.noise_seed)
 
     def extra_repr(self) -> str:

@@ -24,7 +24,7 @@ from mmaselect.cache.samples import SampleForm
 from mmaselect.cache.settings import CacheSettings
 from mmaselect.cache.store import SHARD_BYTES, FeatureStore
 from mmaselect.diffusion.loading import parse_dtype
-from mmaselect.diffusion.memory import Halving
+from mmaselect.diffusion.memory import Halving, halve_images, join_maps
 from mmaselect.errors import InputError
 from mmaselect.files import write_json
 from mmaselect.hooks.images import name_of, read_seeded
@@ -88,7 +88,7 @@ class FeatureCache:
         self.unreadable = Unreadable(settings.max_unreadable)
         self._broken: set[str] = set()
         dtype = parse_dtype(settings.dtype)
-        self._run = Halving(lambda images: [maps.to(dtype).cpu() for maps in backbone(images)])
+        self._run = Halving(lambda images: [maps.to(dtype).cpu() for maps in backbone(images)], halve_images)
 
     def _describe(self, config: dict[str, Any], preprocessor_config: dict[str, Any]) -> dict[str, Any]:
         backbone = self.backbone
@@ -264,7 +264,7 @@ class FeatureCache:
         training = self.backbone.training
         # As in evaluation: noise='fresh' then gives each view a noise of its own that depends on nothing but it.
         self.backbone.eval()
-        maps = self._run(data['inputs'])
+        maps = join_maps(self._run(data['inputs']))
         self.backbone.train(training)
         if not all(torch.isfinite(one).all() for one in maps):
             raise InputError(

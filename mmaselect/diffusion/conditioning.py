@@ -16,8 +16,9 @@ from mmaselect.errors import InputError
 from mmaselect.files import atomic_path
 
 PROMPT_FILE = 'prompt_embeds.safetensors'
-#: What a prompt's embedding may consist of: tokens (1, L, C), and a vector (1, P).
-KEYS = ('prompt_embeds', 'pooled_prompt_embeds')
+#: What a prompt's embedding may consist of, and its dimensions: tokens (1, L, C), a vector (1, P), tokens of another
+#: text encoder, and which tokens of both are no padding (1, L + M).
+KEYS = {'prompt_embeds': 3, 'pooled_prompt_embeds': 2, 'prompt_embeds_2': 3, 'prompt_mask': 2}
 
 logger = logging.getLogger('mmaselect')
 
@@ -51,7 +52,7 @@ def save_prompt(path: str | Path, embeds: dict[str, Tensor], prompt: str, model:
 
     Args:
         path: A ``.safetensors`` file, written atomically.
-        embeds: ``prompt_embeds`` (1, L, C), and ``pooled_prompt_embeds`` (1, P) where the model reads it.
+        embeds: Of ``KEYS`` those that the model reads.
         prompt: The text, kept in the file's metadata.
         model: The model whose text encoders were used, kept likewise.
     """
@@ -73,7 +74,7 @@ def read_prompt(path: str | Path, expected: str | None = None) -> dict[str, Tens
         expected: The text that it must be the embedding of; None for any.
 
     Returns:
-        ``prompt_embeds`` (1, L, C) and ``pooled_prompt_embeds`` (1, P).
+        Of ``KEYS`` those that it holds.
 
     Raises:
         InputError: If the file is unreadable or holds something else.
@@ -83,12 +84,11 @@ def read_prompt(path: str | Path, expected: str | None = None) -> dict[str, Tens
     try:
         with safe_open(str(path), framework='pt') as file:
             there = set(file.keys())
-            embeds = {key: file.get_tensor(key) for key in KEYS if key in there or key == KEYS[0]}
+            embeds = {key: file.get_tensor(key) for key in KEYS if key in there or key == 'prompt_embeds'}
             text = (file.metadata() or {}).get('prompt')
     except Exception as error:
         raise InputError(f'prompt={str(path)!r} is not a file made by tools/encode_prompt.py: {error}') from error
-    dims = dict(zip(KEYS, (3, 2), strict=True))
-    if any(value.dim() != dims[key] or len(value) != 1 for key, value in embeds.items()):
+    if any(value.dim() != KEYS[key] or len(value) != 1 for key, value in embeds.items()):
         shapes = {key: tuple(value.shape) for key, value in embeds.items()}
         raise InputError(f'prompt={str(path)!r} holds {shapes}; expected (1, L, C) and (1, P)')
     if expected is not None and text != expected:
@@ -99,7 +99,7 @@ def read_prompt(path: str | Path, expected: str | None = None) -> dict[str, Tens
 
 def zero_prompt(widths: dict[str, int], tokens: int) -> dict[str, Tensor]:
     """Zeros in place of a prompt, for those who do not have its embedding. Not what the model was trained with."""
-    return {key: torch.zeros(*((1, tokens) if key == KEYS[0] else (1,)), width) for key, width in widths.items()}
+    return {key: torch.zeros(*((1, tokens) if KEYS[key] == 3 else (1,)), width) for key, width in widths.items()}
 
 
 def load_prompt(prompt: str | None, source: Source | None, widths: dict[str, int], tokens: int) -> dict[str, Tensor]:

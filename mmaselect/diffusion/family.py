@@ -12,6 +12,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -25,6 +26,7 @@ from mmaselect.diffusion.acceleration import (
     compiling,
     missing_kernel,
 )
+from mmaselect.diffusion.conditioning import zero_prompt
 from mmaselect.diffusion.network import (
     BATCH,
     Constants,
@@ -81,6 +83,9 @@ class Family(nn.Module, ABC):
         latent_name: What diffusers' ``forward`` calls the noisy latent.
         folder: Where a pipeline's folder has the network.
         prompt_tokens: Of the constant prompt's embedding.
+        dry_tokens: Of the prompt in a dry run. One stands for all, unless a tap's size depends on them.
+        dry_batch: Images in a dry run: a prime that no other dimension has.
+        image_first: The image's tokens come before the prompt's, where a block has both.
         normalised_sites: Those that differ after the q/k normalisation, in models that have one.
 
     Raises:
@@ -98,6 +103,9 @@ class Family(nn.Module, ABC):
     latent_name: ClassVar[str] = 'hidden_states'
     folder: ClassVar[str] = 'transformer'
     prompt_tokens: ClassVar[int] = 0
+    dry_tokens: ClassVar[int] = 1
+    dry_batch: ClassVar[int] = BATCH
+    image_first: ClassVar[bool] = False
     normalised_sites: ClassVar[dict[str, Site]] = {}
 
     def __init__(
@@ -202,6 +210,18 @@ class Family(nn.Module, ABC):
         """Brings a latent (B, C, H, W) into the form that ``forward`` reads."""
         return latent
 
+    @classmethod
+    def arguments(cls, config: Any, latent: Tensor, time: Tensor, prompt: dict[str, Tensor]) -> dict[str, Any]:
+        """All that ``forward`` reads.
+
+        Args:
+            config: Of the network.
+            latent: Noisy latent, (B, C, H, W).
+            time: What :meth:`time` gives, (B,), float32.
+            prompt: See :meth:`condition`.
+        """
+        return {cls.latent_name: cls.pack(latent), 'timestep': time, **cls.condition(config, latent, prompt)}
+
     # --- what follows from it ----------------------------------------------------------------------------------------
 
     @classmethod
@@ -253,6 +273,36 @@ class Family(nn.Module, ABC):
         return {f'{tap.block}-{tap.component}': tap for tap in cls.known_taps(config)}
 
     @classmethod
+    def tap(cls, config: Any, name: str) -> Tap:
+        """A tap by what ``taps`` calls it.
+
+        Args:
+            config: Arguments of the diffusers class.
+            name: A short name, see :meth:`tap_names`, or the path of any module of the network that gives a map, such
+                as ``'transformer_blocks.3.ff'``. It counts to the block that it is nearest to.
+
+        Raises:
+            InputError: If there is neither.
+        """
+        names, network = cls.tap_names(config), cls._network(config)
+        if name in names:
+            return names[name]
+        modules = {site.module: tap for tap, site in cls.catalogue(network).items() if not site.reads_input}
+        if name in modules:
+            return modules[name]
+        if not isinstance(name, str) or name not in dict(network.named_modules()) or not name:
+            raise InputError(
+                f'taps={name!r} is not known: give the path of a module of {cls.class_names[0]}, or one of '
+                f'{", ".join(names)}'
+            )
+
+        def shared(module: str) -> int:
+            pairs = zip(name.split('.'), module.split('.'), strict=False)
+            return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+        return Tap(modules[max(modules, key=shared)].block, name)
+
+    @classmethod
     def _network(cls, config: Any) -> DiffusersModule:
         """The network on the meta device, built once."""
         return _network(cls, cls._key(config))
@@ -267,7 +317,7 @@ class Family(nn.Module, ABC):
     def find(cls, transformer: DiffusersModule, taps: Sequence[Tap], normalised: bool) -> dict[Tap, Site]:
         """Where each tap is in a network."""
         catalogue = cls.catalogue(transformer)
-        found = {tap: catalogue[tap] for tap in taps}
+        found = {tap: catalogue.get(tap, Site(tap.component)) for tap in taps}
         for tap in taps:
             site = cls.normalised_sites.get(tap.component) if normalised else None
             if site is not None:
@@ -357,15 +407,11 @@ class Family(nn.Module, ABC):
                 reading(
                     self.transformer,
                     self._sites,
-                    lambda tap, value: visit(tap, to_map(value, size, self.shapes[tap][1])),
+                    lambda tap, value: visit(tap, to_map(value, size, self.shapes[tap][1], self.image_first)),
                 ),
             ):
-                self.transformer(
-                    **{self.latent_name: self.pack(latent)},
-                    timestep=torch.full((len(latent),), self.time(timestep), device=device),
-                    return_dict=False,
-                    **self.condition(self.transformer.config, latent, prompt),
-                )
+                time = torch.full((len(latent),), self.time(timestep), device=device)
+                self.transformer(**self.arguments(self.transformer.config, latent, time, prompt), return_dict=False)
         except RuntimeError as error:
             line = missing_kernel(error, self._attention, device)
             if line is None:
@@ -412,15 +458,12 @@ def _plan(family: type[Family], config: str, taps: tuple[Tap, ...], normalised: 
     network = _network(family, config)
     with torch.device('meta'):
         side = family.side(network.config)
-        latent = torch.empty(BATCH, family.latent_channels(network.config), side, side)
-        widths = family.prompt_widths(network.config)
-        # One token stands for the prompt's.
-        shapes = {name: (1, 1, width) if name == 'prompt_embeds' else (1, width) for name, width in widths.items()}
-        prompt = {name: torch.empty(shape) for name, shape in shapes.items()}
-        condition = family.condition(network.config, latent, prompt)
-        time = torch.empty(BATCH)
+        latent = torch.empty(family.dry_batch, family.latent_channels(network.config), side, side)
+        prompt = zero_prompt(family.prompt_widths(network.config), family.dry_tokens)
+        time = torch.empty(family.dry_batch)
 
     def call(noisy: Tensor) -> None:
-        network(**{family.latent_name: family.pack(noisy)}, timestep=time, return_dict=False, **condition)
+        with torch.device('meta'):
+            network(**family.arguments(network.config, noisy, time, prompt), return_dict=False)
 
     return dry_run(network, family.find(network, taps, normalised), latent, call)

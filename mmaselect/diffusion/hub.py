@@ -17,6 +17,8 @@ EMBEDDED = 'mmaselect://'
 WEIGHTS = 'diffusion_pytorch_model'
 #: Files of weights, as they are preferred. What is no safetensors is a pickle, read with ``weights_only=True``.
 SUFFIXES = ('.safetensors', '.bin', '.ckpt', '.pt', '.pth')
+#: Names of the weights in a diffusers folder: such a file beside its config stands for the folder.
+PLAIN = [f'{WEIGHTS}{suffix}' for suffix in SUFFIXES[:2]]
 ID = r'(?P<id>\w[\w.-]*/\w[\w.-]*)'
 HUB_ID = re.compile(rf'{ID}(?:@(?P<revision>[\w./-]+))?')
 HUB_URL = re.compile(
@@ -79,6 +81,8 @@ class Source:
             path = Path(__file__).parents[1] / 'assets' / self.name.removeprefix(EMBEDDED)
         if path.is_dir():
             self.folder = path
+        elif path.is_file() and path.name in PLAIN and path.with_name('config.json').is_file():
+            self.folder = path.parent
         elif path.is_file():
             self.folder, self.single = path.parent, path.name
         else:

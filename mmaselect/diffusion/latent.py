@@ -17,7 +17,7 @@ from mmaselect.diffusion.single_file import convert_vae
 from mmaselect.diffusion.tiny import build_encoder, find_raw, raw_config
 from mmaselect.errors import InputError
 
-#: Configs of the VAEs that SD3.5 (16 latent channels), and DiT and SiT (4) were trained with.
+#: Configs of the VAEs that SD3.5 (16 latent channels), DiT and SiT (4), Sana (32) and FLUX.2 (128) were trained with.
 VAE_CONFIGS: dict[int, dict[str, Any]] = {
     4: dict(latent_channels=4, scaling_factor=0.18215),
     16: dict(
@@ -35,6 +35,15 @@ for _config in VAE_CONFIGS.values():
         block_out_channels=(128, 256, 512, 512),
         layers_per_block=2,
     )
+VAE_CONFIGS[128] = dict(_class_name='AutoencoderKLFlux2')
+VAE_CONFIGS[32] = dict(
+    _class_name='AutoencoderDC',
+    encoder_block_types=('ResBlock',) * 3 + ('EfficientViTBlock',) * 3,
+    decoder_block_types=('ResBlock',) * 3 + ('EfficientViTBlock',) * 3,
+    downsample_block_type='conv',
+    upsample_block_type='interpolate',
+    scaling_factor=0.41407,
+)
 
 
 class LatentEncoder(Protocol):
@@ -85,6 +94,7 @@ class Autoencoder(nn.Module, ABC):
     Attributes:
         kind: Name of the diffusers class.
         widths: Field of the config with one entry per resolution.
+        patch: Cells of the encoder, along one side, that are packed into one latent pixel.
         config: As completed.
         factor: Image pixels per latent pixel.
         channels: Channels of the latent.
@@ -92,6 +102,7 @@ class Autoencoder(nn.Module, ABC):
 
     kind: ClassVar[str]
     widths: ClassVar[str]
+    patch: ClassVar[int] = 1
     latents_mean: Tensor | None
     latents_std: Tensor | None
 
@@ -99,7 +110,7 @@ class Autoencoder(nn.Module, ABC):
         super().__init__()
         self.config = self.complete(config)
         self.factor = downsampling(self.config)
-        self.channels = self.config['latent_channels']
+        self.channels = self.config['latent_channels'] * self.patch**2
         self.scaling_factor = self.config['scaling_factor']
         self.shift_factor = self.config['shift_factor'] or 0.0
         # In no state_dict: checkpoints of autoencoders hold them in their config.
@@ -114,6 +125,15 @@ class Autoencoder(nn.Module, ABC):
         parameters = inspect.signature(getattr(diffusers, cls.kind).__init__).parameters
         defaults = {key: value.default for key, value in parameters.items() if key != 'self'}
         return {**defaults, **config, '_class_name': cls.kind}
+
+    @classmethod
+    def whole(cls, config: dict[str, Any]) -> Any:
+        """The diffusers model; where its weights are on the meta device, its decoder takes no memory."""
+        import diffusers
+
+        kind = getattr(diffusers, cls.kind)
+        known = inspect.signature(kind.__init__).parameters
+        return kind(**{key: value for key, value in config.items() if key in known})
 
     @abstractmethod
     def raw(self, images: Tensor) -> Tensor:
@@ -154,10 +174,7 @@ class VAEEncoder(Autoencoder):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
-        from diffusers import AutoencoderKL
-
-        known = inspect.signature(AutoencoderKL.__init__).parameters
-        vae: Any = AutoencoderKL(**{key: value for key, value in config.items() if key in known})
+        vae = self.whole(config)
         self.encoder = vae.encoder
         self.quant_conv = vae.quant_conv
 
@@ -184,7 +201,68 @@ class TinyEncoder(Autoencoder):
         return self.encoder(images)
 
 
-ENCODERS: dict[str, type[Autoencoder]] = {cls.kind: cls for cls in (VAEEncoder, TinyEncoder)}
+class DCEncoder(Autoencoder):
+    """The encoder of diffusers' ``AutoencoderDC`` (DC-AE, arXiv 2410.10733), 32 pixels per latent pixel in Sana."""
+
+    kind = 'AutoencoderDC'
+    widths = 'encoder_block_out_channels'
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self.encoder = self.whole(config).encoder
+
+    @classmethod
+    def complete(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Has no shift; Sana's documentation runs it in bfloat16 or float32, not in float16."""
+        return {'shift_factor': None, 'force_upcast': True, **super().complete(config)}
+
+    def raw(self, images: Tensor) -> Tensor:
+        """The latent itself: there is no posterior."""
+        return self.encoder(images)
+
+
+class Flux2Encoder(VAEEncoder):
+    """The encoder of diffusers' ``AutoencoderKLFlux2``: 2x2 cells in one, normalised by statistics that it stores."""
+
+    kind = 'AutoencoderKLFlux2'
+    patch = 2
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        # Of random weights it has these statistics, of a file the file's.
+        self.bn = nn.BatchNorm2d(self.channels, eps=self.config['batch_norm_eps'], affine=False, device='cpu').eval()
+
+    @classmethod
+    def complete(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Has no factors."""
+        return {'shift_factor': None, 'scaling_factor': 1.0, 'force_upcast': False, **super().complete(config)}
+
+    def raw(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, 128, H / 16, W / 16)."""
+        return self.bn(nn.functional.pixel_unshuffle(super().raw(images), self.patch))
+
+
+class QwenImageEncoder(VAEEncoder):
+    """The encoder of diffusers' ``AutoencoderKLQwenImage``, which takes an image for a film of one frame."""
+
+    kind = 'AutoencoderKLQwenImage'
+    widths = 'dim_mult'
+
+    @classmethod
+    def complete(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Has statistics for each channel in place of factors."""
+        config = super().complete(config)
+        more = dict(shift_factor=None, scaling_factor=1.0, force_upcast=False, latent_channels=config['z_dim'])
+        return {**more, **config}
+
+    def raw(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, 16, H / 8, W / 8)."""
+        return super().raw(images.unsqueeze(2)).squeeze(2)
+
+
+ENCODERS: dict[str, type[Autoencoder]] = {
+    cls.kind: cls for cls in (VAEEncoder, TinyEncoder, DCEncoder, Flux2Encoder, QwenImageEncoder)
+}
 
 
 def downsampling(config: dict[str, Any]) -> int:
@@ -197,7 +275,7 @@ def downsampling(config: dict[str, Any]) -> int:
     widths = cls.complete(config)[cls.widths]
     if not isinstance(widths, (list, tuple)) or not widths:
         raise InputError(f'{cls.widths}={widths!r} in the config of a VAE is not valid: give one width per resolution')
-    return 2 ** (len(widths) - 1)
+    return cls.patch * 2 ** (len(widths) - 1)
 
 
 def check_statistics(mean: object, std: object, channels: int, where: str = '') -> tuple[list, list] | None:
@@ -325,6 +403,7 @@ def load_vae(
         tensors = raw or Tensors(source, source.weights(subfolder, variant))
         load_into(encoder, tensors, identity, 'vae', dtype, rename)
     where = f'config.json of {source.field}={source.name!r}: '
+    config = encoder.config
     own = check_statistics(config.get('latents_mean'), config.get('latents_std'), encoder.channels, where)
     standardise(encoder, statistics or own, identity)
     return encoder
@@ -339,9 +418,9 @@ def standardise(encoder: Autoencoder, statistics: tuple[list, list] | None, iden
 
 
 def random_vae(channels: int, identity: Identity, seed: int, dtype: torch.dtype) -> Autoencoder:
-    """Builds the real encoder architecture for a latent of 4 or 16 channels, with random weights."""
+    """Builds the real encoder architecture for a latent of 4, 16, 32 or 128 channels, with random weights."""
     if channels not in VAE_CONFIGS:
         raise InputError(f"latent='vae' has no known VAE of {channels} channels; known: {sorted(VAE_CONFIGS)}")
     with torch.device('meta'):
-        encoder = VAEEncoder(VAE_CONFIGS[channels])
+        encoder = ENCODERS[VAE_CONFIGS[channels].get('_class_name', VAEEncoder.kind)](VAE_CONFIGS[channels])
     return add_random(encoder, identity, 'vae', seed, dtype)

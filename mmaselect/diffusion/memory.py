@@ -5,17 +5,21 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from mmaselect.diffusion.model import FrozenDiffusion
+from mmaselect.diffusion.reader import FrozenDiffusion, pad_to_cells
 from mmaselect.errors import InputError
 
 logger = logging.getLogger('mmaselect')
+
+Batch = TypeVar('Batch')
+Result = TypeVar('Result')
 
 #: Images per pass beyond which an accelerator, or a CPU, gains nothing.
 MOST = {'cuda': 64, 'cpu': 16}
@@ -42,9 +46,9 @@ def fit_batch_size(model: FrozenDiffusion, image: Tensor, group: int = 1, draws:
         Images per batch: ``group`` times a power of two, at most ``MOST``. Where memory cannot be measured, or so much
         of it is free, that.
     """
-    device = next(model.parameters()).device
+    device = model.device
     most = max(MOST.get(device.type, MOST['cuda']), group)
-    images = image.expand(group, -1, -1, -1).to(device)
+    images = pad_to_cells(image[None].to(device), model.multiple).expand(group, -1, -1, -1)
 
     def passes() -> None:
         latent = model.encode(images)
@@ -95,44 +99,56 @@ def _read_kilobytes(file: str, field: str) -> int:
     raise OSError(f'{file} has no {field}')
 
 
-class Halving:
-    """Runs a function on batches, in parts where memory does not suffice for the whole.
+class Halving(Generic[Batch, Result]):
+    """Does work on batches, in halves where memory does not suffice for the whole, then for all batches to come.
 
     Args:
-        run: From images (B, ...) to tensors of the same batch.
+        work: From a batch to a result. If it runs out of memory it must leave nothing behind.
+        halve: From a batch to its halves; None if it must stay together.
+        size: Images in a batch.
     """
 
-    def __init__(self, run: Callable[[Tensor], list[Tensor]]) -> None:
-        self.run = run
+    def __init__(
+        self,
+        work: Callable[[Batch], Result],
+        halve: Callable[[Batch], Sequence[Batch] | None],
+        size: Callable[[Batch], int] = len,  # type: ignore[assignment]
+    ) -> None:
+        self.work, self.halve, self.size = work, halve, size
         self.most: int | None = None
 
-    def __call__(self, images: Tensor) -> list[Tensor]:
-        """Gives what ``run`` would give for the whole batch.
-
-        Args:
-            images: (B, ...).
-
-        Returns:
-            Tensors (B, ...).
+    def __call__(self, batch: Batch) -> list[Result]:
+        """Gives the result of the batch, or those of its parts, in their order.
 
         Raises:
-            InputError: If a single image does not fit.
+            InputError: If what must stay together does not fit.
         """
-        if self.most is None or len(images) <= self.most:
+        count, halves = self.size(batch), self.halve(batch)
+        if self.most is None or count <= self.most or halves is None:
             try:
-                return self.run(images)
+                return [self.work(batch)]
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
             # Behind the handler, whose traceback keeps the tensors of the failed attempt alive.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            if len(images) == 1:
-                raise InputError('a single image does not fit memory: use smaller images, or a smaller dtype')
-            self.most = -(-len(images) // 2)
-            logger.warning('%d images at once do not fit memory: going on with %d', len(images), self.most)
-        parts = [self(part) for part in images.split(self.most)]
-        return [torch.cat(values) for values in zip(*parts, strict=True)]
+            if halves is None:
+                which = 'a single image does' if count == 1 else f'{count} images, which must stay together, do'
+                raise InputError(f'{which} not fit memory: use smaller images, or a smaller dtype')
+            self.most = max(map(self.size, halves))
+            logger.warning('%d images at once do not fit memory: going on with %d', count, self.most)
+        return [result for half in halves for result in self(half)]
+
+
+def halve_images(images: Tensor) -> Sequence[Tensor] | None:
+    """Two halves of images (B, ...); None for a single one."""
+    return images.split(-(-len(images) // 2)) if len(images) > 1 else None
+
+
+def join_maps(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Maps (B, ...) of a batch from those of its parts."""
+    return [torch.cat(values) for values in zip(*parts, strict=True)]
 
 
 def check_batch_size(batch_size: int | str) -> int | str:

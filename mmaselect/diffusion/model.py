@@ -1,15 +1,13 @@
-"""The whole frozen path of an image: image, latent, noisy latent, maps."""
+"""What a config says of a frozen diffusion model, and how it is loaded."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from mmaselect.diffusion.acceleration import check_attention, check_compile
 from mmaselect.diffusion.families import FAMILIES
@@ -40,103 +38,10 @@ from mmaselect.diffusion.loading import (
     parse_dtype,
 )
 from mmaselect.diffusion.network import drop_unused
+from mmaselect.diffusion.reader import FrozenDiffusion
 from mmaselect.diffusion.single_file import convert_network, has_vae, infer_network
 from mmaselect.diffusion.taps import Tap, make_alternatives
 from mmaselect.errors import InputError, check_choice, check_count, check_fields, check_flag, check_number
-
-logger = logging.getLogger('mmaselect')
-
-
-class FrozenDiffusion(nn.Module):
-    """A frozen diffusion model that reads features at one timestep.
-
-    Args:
-        encoder: Image to latent.
-        family: Noisy latent to maps.
-        identity: Of the frozen weights.
-    """
-
-    def __init__(self, encoder: LatentEncoder, family: Family, identity: Identity) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.family = family
-        self._identity = identity
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> FrozenDiffusion:
-        """Frozen is frozen: stays in evaluation mode whatever ``mode`` says."""
-        return super().train(False)
-
-    @property
-    def identity(self) -> bytes:
-        """32 bytes that name the frozen weights, see :class:`~mmaselect.diffusion.loading.Identity`."""
-        return self._identity.digest()
-
-    def narrow(self, taps: Sequence[Tap]) -> None:
-        """Reads fewer taps from now on; the model and its identity become those of one that was loaded for them.
-
-        Args:
-            taps: Some of those it was loaded for.
-
-        Raises:
-            InputError: If one of them was not.
-        """
-        self.family.narrow(taps)
-        self._identity.keep('transformer', self.family.transformer.state_dict())
-
-    @property
-    def multiple(self) -> int:
-        """Height and width of an image must be multiples of it, in pixels."""
-        return self.encoder.factor * self.family.multiple(self.family.transformer.config)
-
-    @property
-    def strides(self) -> dict[Tap, int]:
-        """Image pixels per cell of each tap's map."""
-        return {tap: self.encoder.factor * stride for tap, (_, stride) in self.family.shapes.items()}
-
-    @property
-    def image_size(self) -> int:
-        """Side of the images that the model was trained on, in pixels."""
-        return self.encoder.factor * self.family.side(self.family.transformer.config)
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks that one pass runs."""
-        return self.family.last_block + 1
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Images to clean latents.
-
-        Args:
-            images: (B, 3, H, W) in [-1, 1], H and W multiples of :attr:`multiple`.
-
-        Returns:
-            ``z_0``, (B, C, H / factor, W / factor).
-        """
-        return self.encoder(images)
-
-    @torch.no_grad()
-    def read(self, latent: Tensor, noise: Tensor, timestep: float, visit: Callable[[Tap, Tensor], object]) -> None:
-        """Clean latents to maps, one after the other, so that memory does not grow with the number of taps.
-
-        Args:
-            latent: ``z_0``, (B, C, H, W).
-            noise: Standard normal, broadcastable to ``latent``.
-            timestep: In [0, 1000].
-            visit: Called with each tap, block by block, and its map (B, D, h, w).
-        """
-        # Noising in float32: a bfloat16 latent keeps 8 bits, fewer than the image's own.
-        noisy = self.family.process.add_noise(latent.float(), noise.to(latent.device).float(), timestep)
-        self.family.read(noisy.to(self.family.dtype), timestep, visit)
-
-    def forward(self, latent: Tensor, noise: Tensor, timestep: float) -> dict[Tap, Tensor]:
-        """All taps of :meth:`read` at once."""
-        maps: dict[Tap, Tensor] = {}
-        self.read(latent, noise, timestep, maps.__setitem__)
-        return maps
-
 
 #: Fields of an architecture that are numbers of something.
 SIZES = ('num_layers', 'num_attention_heads', 'attention_head_dim', 'in_channels', 'out_channels', 'patch_size',
@@ -345,7 +250,8 @@ class DiffusionSpec:
         Args:
             block: Number of a block, or several, ``'auto'``, or None for the middle one.
             component: What of it, or several, or ``'auto'``.
-            taps: Names of taps in place of both, or the name of a published set of them.
+            taps: Names of taps or paths of modules in place of both, see :meth:`Family.tap`, or the name of a
+                published set.
 
         Raises:
             InputError: If there is no such tap.
@@ -358,8 +264,7 @@ class DiffusionSpec:
             taps = self.family.tap_sets[check_choice(taps, 'taps', self.family.tap_sets)]
         if not isinstance(taps, (list, tuple)) or not taps:
             raise InputError(f'taps={taps!r} is not valid: give a list of names')
-        names = self.family.tap_names(self.config)
-        return [tuple(names[check_choice(name, 'taps', names)] for name in taps)]
+        return [tuple(self.family.tap(self.config, name) for name in taps)]
 
     def shapes(self, taps: Sequence[Tap]) -> dict[Tap, tuple[int, int]]:
         """Channels of each tap's map, and image pixels per cell; known without reading a weight."""
@@ -452,53 +357,3 @@ def choose_family(kind: Any, config: dict[str, Any], source: Source) -> type[Fam
             f'give one of {", ".join(FAMILIES)}'
         )
     return fitting[0]
-
-
-def pad_to_cells(images: Tensor, multiple: int) -> Tensor:
-    """Repeats the right and lower border until an image has whole cells.
-
-    Args:
-        images: (B, C, H, W).
-        multiple: Of pixels.
-
-    Returns:
-        (B, C, H', W'), H' and W' the next multiples.
-
-    Raises:
-        InputError: If an image is smaller than one cell.
-    """
-    height, width = images.shape[-2:]
-    if height < multiple or width < multiple:
-        raise InputError(
-            f'an image of {height}x{width} is smaller than one patch: this model needs at least '
-            f'{multiple}x{multiple} pixels'
-        )
-    bottom, right = -height % multiple, -width % multiple
-    return F.pad(images, (0, right, 0, bottom), mode='replicate') if bottom or right else images
-
-
-def align(maps: Tensor, size: tuple[int, int], stride: int) -> Tensor:
-    """Crops the padding out of a map, to a fraction of a cell, and keeps its number of cells.
-
-    A head takes the cells of a map to divide the image evenly. Of a padded image they reach beyond it, and by up to
-    ``stride - 1`` pixels the prediction at the far border would come from the wrong place.
-
-    Args:
-        maps: (B, C, h, w), cells of ``stride`` pixels.
-        size: Height and width of the image without padding.
-        stride: Pixels per cell.
-
-    Returns:
-        (B, C, h, w), cells of ``size / (h, w)`` pixels, interpolated bilinearly; ``maps`` itself where nothing was
-        padded.
-    """
-    cells = maps.shape[-2:]
-    used = [length / (number * stride) for length, number in zip(size, cells, strict=True)]
-    if used == [1, 1]:
-        return maps
-    # In grid_sample's coordinates the map spans [-1, 1]; the image is the part of it that begins at -1.
-    row, column = (maps.new_tensor([share, share - 1]) for share in used)
-    zero = maps.new_zeros(())
-    theta = torch.stack([torch.stack([column[0], zero, column[1]]), torch.stack([zero, row[0], row[1]])])
-    grid = F.affine_grid(theta.expand(len(maps), -1, -1), list(maps.shape), align_corners=False)
-    return F.grid_sample(maps, grid, mode='bilinear', padding_mode='border', align_corners=False)

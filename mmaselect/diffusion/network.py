@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from mmaselect.errors import InputError
 
-#: Images of a dry run: a size that no dimension but the batch has.
+#: Images of a dry run: a prime that no dimension but the batch has.
 BATCH = 8191
 #: Timesteps whose constants are kept. A sweep over more computes them once per pass, at batch 1, which costs little.
 KEPT_TIMESTEPS = 8
@@ -33,17 +34,43 @@ class Site(NamedTuple):
         reads_input: Take the module's first input instead.
         merge: Axes that heads and their channels are on, where the module gives them apart: (1, 3) for
             (B, heads, N, d), (2, 3) for (B, N, heads, d).
+        query: Path of the module that gives the queries, where ``module`` gives the keys: the tap is what
+            :func:`attention_map` makes of both.
+        heads: Of that attention.
+        part: Channels ``(first, one behind the last)`` of a layer that gives several things at once.
     """
 
     module: str
     item: int = 0
     reads_input: bool = False
     merge: tuple[int, int] | None = None
+    query: str | None = None
+    heads: int = 1
+    part: tuple[int, int] | None = None
 
     def pick(self, value: Any) -> Tensor:
         """The tensor among the module's inputs or outputs: tokens (B, N, C), or a map (B, C, h, w)."""
         value = value[self.item] if isinstance(value, (tuple, list)) else value
+        value = value if self.part is None else value[..., slice(*self.part)]
         return value if self.merge is None else value.movedim(self.merge, (2, 3)).flatten(2)
+
+
+def attention_map(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """The weights of an attention, ``softmax(Q K^T / sqrt(d))``, averaged over its heads.
+
+    Args:
+        query: (B, N, heads * d).
+        key: (B, M, heads * d).
+        heads: One after the other, so that the weights of all heads are never in memory together.
+
+    Returns:
+        (B, N, M): a channel for each key; channels sum to 1.
+    """
+    mean = query.new_zeros(())
+    for one, other in zip(query.chunk(heads, -1), key.chunk(heads, -1), strict=True):
+        scores = one @ other.transpose(1, 2) / one.shape[-1] ** 0.5
+        mean = mean + scores.softmax(-1, dtype=torch.float32) / heads
+    return mean.to(query.dtype)
 
 
 @dataclass
@@ -78,12 +105,14 @@ def reading(network: nn.Module, sites: Mapping[Any, Site], visit: Callable[[Any,
         InputError: If the pass ended and had not reached every tap.
     """
     missing = dict.fromkeys(sites)
+    queries: dict[str | None, Tensor] = {}
 
     def make(tap: Any, site: Site) -> Callable[..., None]:
         def hook(_: nn.Module, inputs: Any, output: Any = None) -> None:
             if tap not in missing:
                 return
-            visit(tap, site.pick(inputs if site.reads_input else output))
+            value = site.pick(inputs if site.reads_input else output)
+            visit(tap, attention_map(queries.pop(site.query), value, site.heads) if site.query else value)
             del missing[tap]
             if not missing:
                 raise _Stop
@@ -91,6 +120,9 @@ def reading(network: nn.Module, sites: Mapping[Any, Site], visit: Callable[[Any,
         return hook
 
     with ExitStack() as stack:
+        for path in {site.query for site in sites.values() if site.query}:
+            hook = partial(lambda path, _, __, output: queries.__setitem__(path, output), path)
+            stack.callback(network.get_submodule(path).register_forward_hook(hook).remove)
         for tap, site in sites.items():
             module = network.get_submodule(site.module)
             register = module.register_forward_pre_hook if site.reads_input else module.register_forward_hook
@@ -98,6 +130,26 @@ def reading(network: nn.Module, sites: Mapping[Any, Site], visit: Callable[[Any,
         with suppress(_Stop):
             yield
             raise InputError(f'{next(iter(missing))} was not reached: this network does not run it')
+
+
+def _broadcast(first: Tensor, second: Any, *_: Any, **more: Any) -> Any:
+    if isinstance(second, (int, float)) and first.is_floating_point():
+        return torch.empty_like(first)
+    if not isinstance(second, Tensor) or second.dtype != first.dtype or more:
+        return NotImplemented
+    return first.new_empty(torch.broadcast_shapes(first.shape, second.shape))
+
+
+#: Functions by name that torch works out in Python on the meta device, which is three quarters of a dry run. A shape is
+#: all that is asked of them.
+QUICK: dict[str, Callable[..., Any]] = {
+    'linear': lambda value, weight, *_: value.new_empty((*value.shape[:-1], len(weight))),
+    **dict.fromkeys(('layer_norm', 'group_norm', 'gelu'), lambda value, *_, **__: torch.empty_like(value)),
+    'scaled_dot_product_attention': lambda query, key, value, *_, **__: query.new_empty(
+        (*query.shape[:-1], value.shape[-1])
+    ),
+    **dict.fromkeys(('mul', 'add', 'div'), _broadcast),
+}
 
 
 class _Trace(TorchFunctionMode):
@@ -112,7 +164,10 @@ class _Trace(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        quick = QUICK.get(getattr(func, '__name__', ''))
+        out = NotImplemented if quick is None else quick(*args, **kwargs)
+        if out is NotImplemented:
+            out = func(*args, **kwargs)
         read = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         # To ask a parameter for its dtype is not to use it.
         if getattr(func, '__name__', '') != '__get__':
@@ -137,7 +192,7 @@ def dry_run(network: nn.Module, sites: Mapping[Any, Site], latent: Tensor, call:
     Args:
         network: On the meta device.
         sites: Where each tap is.
-        latent: (BATCH, C, H, W), on the meta device, square.
+        latent: (B, C, H, W), on the meta device, square; B is a prime that no other dimension has.
         call: Runs the network on it.
 
     Returns:
@@ -147,6 +202,7 @@ def dry_run(network: nn.Module, sites: Mapping[Any, Site], latent: Tensor, call:
         InputError: If the pass does not reach every tap.
     """
     plan, trace, calls = Plan(), _Trace(network, latent), dict[str, int]()
+    is_batched, is_mixed = partial(_is_batched, batch=len(latent)), partial(_is_mixed, batch=len(latent))
     found: dict[str, tuple[Any, Any]] = {}
 
     def visit(tap: Any, value: Tensor) -> None:
@@ -156,8 +212,12 @@ def dry_run(network: nn.Module, sites: Mapping[Any, Site], latent: Tensor, call:
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             calls[name] = calls.get(name, 0) + 1
             tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-            if tensors and not trace.depends((tensors, output)):
-                found[name] = (tree_map(_is_batched, (args, kwargs)), tree_map(_is_batched, output))
+            if (
+                tensors
+                and not trace.depends((tensors, output))
+                and not any(map(is_mixed, tree_leaves((tensors, output))))
+            ):
+                found[name] = (tree_map(is_batched, (args, kwargs)), tree_map(is_batched, output))
 
         return hook
 
@@ -176,9 +236,14 @@ def dry_run(network: nn.Module, sites: Mapping[Any, Site], latent: Tensor, call:
     return plan
 
 
-def _is_batched(value: Any) -> bool:
+def _is_mixed(value: Any, batch: int) -> bool:
+    """Whether the batch and another axis were made one: what belongs to one image is not found again."""
+    return isinstance(value, Tensor) and any(size > batch and size % batch == 0 for size in value.shape)
+
+
+def _is_batched(value: Any, batch: int) -> bool:
     """Whether a tensor has the batch in front, or a number is its size."""
-    return len(value) == BATCH if isinstance(value, Tensor) and value.dim() else type(value) is int and value == BATCH
+    return len(value) == batch if isinstance(value, Tensor) and value.dim() else type(value) is int and value == batch
 
 
 def _first(value: Any, batched: bool) -> Any:
@@ -188,19 +253,26 @@ def _first(value: Any, batched: bool) -> Any:
 
 
 def _channels_and_stride(value: Tensor, size: tuple[int, int]) -> tuple[int, int]:
-    """Of a map (B, C, h, w) or of tokens (B, N, C); the latent is square."""
+    """Of a map (B, C, h, w) or of tokens (B, N, C); the latent is square.
+
+    Raises:
+        InputError: If it is neither, as of a module that reads no image.
+    """
+    if value.dim() not in (3, 4) or (value.dim() == 3 and value.shape[1] == 1):
+        raise InputError(f'a tensor of {tuple(value.shape)[1:]} per image is no map: choose another module for taps')
     if value.dim() == 4:
         return value.shape[1], round(size[0] / value.shape[2])
     return value.shape[2], max(1, round((size[0] * size[1] / value.shape[1]) ** 0.5))
 
 
-def to_map(value: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+def to_map(value: Tensor, size: tuple[int, int], stride: int, image_first: bool = False) -> Tensor:
     """What a tap gives as a map.
 
     Args:
         value: (B, C, h, w), or tokens (B, N, C), of which the image's come last.
         size: Height and width of the latent.
         stride: Latent pixels per cell.
+        image_first: The image's tokens come first instead.
 
     Returns:
         (B, C, h, w).
@@ -208,7 +280,8 @@ def to_map(value: Tensor, size: tuple[int, int], stride: int) -> Tensor:
     if value.dim() == 4:
         return value
     rows, columns = (-(-length // stride) for length in size)
-    return value[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
+    tokens = value[:, : rows * columns] if image_first else value[:, -rows * columns :]
+    return tokens.transpose(1, 2).unflatten(2, (rows, columns))
 
 
 def drop_unused(network: nn.Module, used: set[str]) -> None:

@@ -208,16 +208,20 @@ def pixel_noise(images: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.stack([seeded_noise(shape, seed, int.from_bytes(key, 'big')) for key in keys]).to(images.device)
 
 
-def policy_noise(images: Tensor, shape: tuple[int, ...], policy: str, seed: int) -> Tensor:
+def policy_noise(policy: str, seed: int) -> Callable[[Tensor, tuple[int, ...]], Tensor]:
     """Noise of a policy of ``NOISES``, as ``ASelectDiT`` gives it in evaluation.
 
     Args:
-        images: (B, 3, H, W) in [-1, 1].
-        shape: Shape of one noise.
         policy: ``'fixed'`` or ``'fresh'``.
         seed: The user's seed.
 
     Returns:
-        (*shape) for ``'fixed'``, which broadcasts, (B, *shape) for ``'fresh'``; float32.
+        A function from images (B, 3, H, W) in [-1, 1] and the shape of one noise to the noise: (*shape) for
+        ``'fixed'``, which broadcasts, (B, *shape) for ``'fresh'``; float32.
+
+    Raises:
+        InputError: If there is no such policy.
     """
-    return seeded_noise(shape, seed) if policy == 'fixed' else pixel_noise(images, shape, seed)
+    if check_choice(policy, 'noise', NOISES) == 'fixed':
+        return lambda images, shape: seeded_noise(shape, seed)
+    return lambda images, shape: pixel_noise(images, shape, seed)

@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Any
 
-from mmaselect.diffusion.model import FrozenDiffusion
+from mmaselect.diffusion.reader import FrozenDiffusion
 
 Recipe = dict[str, Any]
 

@@ -72,7 +72,8 @@ class Converted:
         tensors: Of the file.
         kind: Name of the diffusers class.
         config: Its complete config.
-        expected: Names of the class's tensors: a file that has them all is in diffusers' layout already.
+        expected: Names of the class's tensors: a file that has them all is in diffusers' layout already. None if it is
+            not.
         prefix: What the conversion expects before the names.
 
     Raises:
@@ -80,7 +81,12 @@ class Converted:
     """
 
     def __init__(
-        self, tensors: Tensors, kind: str, config: dict[str, Any], expected: Iterable[str], prefix: str = NETWORK
+        self,
+        tensors: Tensors,
+        kind: str,
+        config: dict[str, Any],
+        expected: Iterable[str] | None = None,
+        prefix: str = NETWORK,
     ) -> None:
         self.source = tensors.source
         self._read = functools.lru_cache(KEPT)(tensors.get)
@@ -89,7 +95,8 @@ class Converted:
             name: Lazy.of(shapes[there], functools.partial(self._read, there))
             for name, there in names_of(tensors, prefix).items()
         }
-        self._lazy = lazy if set(expected) <= set(lazy) else self._convert(lazy, kind, config, prefix)
+        there = expected is not None and set(expected) <= set(lazy)
+        self._lazy = lazy if there else self._convert(lazy, kind, config, prefix)
 
     def _convert(self, lazy: dict[str, Lazy], kind: str, config: dict[str, Any], prefix: str) -> dict[str, Lazy]:
         from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
@@ -160,6 +167,8 @@ def infer_network(
         InputError: If it is none of the known ones.
     """
     families = list(families)
+    if isinstance(arch, dict) and len(families) > 1:
+        raise InputError("arch is a dict of arguments: name the family it is of in place of type='auto'")
     tensors = open_single(source)
     if {'blocks.0.attn.qkv.weight', 'x_embedder.proj.weight'} <= set(names_of(tensors, NETWORK)):
         raise InputError(
@@ -174,8 +183,11 @@ def infer_network(
             known = {'arch': check_fields(arch, 'arch', family.known_fields(), '')}
         for one in known.values():
             config = family.complete(one)
-            expected = {name: tuple(value.shape) for name, value in family._network(config).state_dict().items()}
             try:
+                # To build a network takes longer than to see that the file is another family's.
+                if len(families) > 1 and not Converted(tensors, family.class_names[0], config).shapes():
+                    continue
+                expected = {name: tuple(value.shape) for name, value in family._network(config).state_dict().items()}
                 found = Converted(tensors, family.class_names[0], config, expected).shapes()
             except InputError as error:
                 refused = error

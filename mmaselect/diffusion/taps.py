@@ -69,7 +69,7 @@ def make_alternatives(
         block: As of :func:`make_taps`, or ``'auto'``: one of all blocks is to be chosen.
         component: Likewise; ``'auto'`` for one of ``auto``.
         known: All taps of the model.
-        auto: Candidates for the component; none for all.
+        auto: Candidates for the component; none for all but softmax maps, which take more memory than all others.
 
     Returns:
         Sets of taps, block-major; a single one where nothing is left open.
@@ -81,7 +81,7 @@ def make_alternatives(
     if isinstance(block, str) and block != 'auto':
         raise InputError(f"block={block!r} is not valid: give a number from 0 to {count - 1}, or 'auto'")
     blocks: list[Any] = list(range(count)) if block == 'auto' else [block]
-    every = dict.fromkeys(tap.component for tap in known)
+    every = dict.fromkeys(tap.component for tap in known if not tap.component.endswith('-map'))
     components: list[Any] = list(auto or every) if component == 'auto' else [component]
     pairs = [(one, name) for one in blocks for name in components]
     if 'auto' in (block, component):

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from mmaselect.diffusion.model import FrozenDiffusion
 from mmaselect.diffusion.noise import seeded_noise
+from mmaselect.diffusion.reader import FrozenDiffusion
 from mmaselect.diffusion.taps import Tap
+from mmaselect.images import Batch
 from mmaselect.selection.features import Features
-from mmaselect.selection.search import Batch
 
 #: What differs between noises, what all images share, what is left for the image.
 PARTS = ('noise', 'common', 'image')
@@ -44,7 +44,7 @@ def energy_parts(
     """
     sums: dict[tuple[Tap, float], torch.Tensor] = {}
     for batch in batches:
-        latent = model.encode(batch.images)
+        latent = model.encode(batch.padded(model.multiple).images)
         shape = tuple(latent.shape[1:])
         noises = [seeded_noise(shape, seed, index, draw) for draw in (0, 1) for index in batch.indices]
         noise = torch.stack(noises).to(latent.device)

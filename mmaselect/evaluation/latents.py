@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmaselect.diffusion.model import FrozenDiffusion
+from mmaselect.diffusion.reader import FrozenDiffusion
 from mmaselect.files import atomic_path
 
 

@@ -20,8 +20,9 @@ from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError, check_choice
 from mmaselect.files import write_json
 from mmaselect.hooks.images import RunnerImages, find_backbone
+from mmaselect.images import IGNORED
 from mmaselect.progress import progress_bar
-from mmaselect.selection.features import IGNORED, cell_labels
+from mmaselect.selection.features import cell_labels
 
 #: Cells per image that a probe of segmentation sees.
 CELLS = 32
@@ -81,26 +82,22 @@ def read_features(
     model = images.backbone.diffusion
     features: dict[tuple[float, Tap], list[Tensor]] = {(one, tap): [] for one in timesteps for tap in taps}
     labels: list[Tensor] = []
+    draw = policy_noise(noise, images.backbone.noise_seed)
     for batch in images.batches(range(len(images))):
         if batch.labels is None:
             raise InputError('a probe needs labels; these images have none')
-        latent = model.encode(batch.images)
-        shape = tuple(latent.shape[1:])
-        drawn = policy_noise(batch.images, shape, noise, images.backbone.noise_seed)
-        sampled = None
+        batch, sampled = batch.padded(model.multiple), None
         if batch.labels.dim() == 3:
             finest = min(model.strides[tap] for tap in taps)
             dense = cell_labels(batch.labels, [side // finest for side in batch.images.shape[-2:]])
             sampled = _samples(dense, batch.indices, seed)
         labels.append(batch.labels if sampled is None else sampled.labels)
-        for one in timesteps:
 
-            def take(tap: Tap, value: Tensor, one: float = one, sampled: Samples | None = sampled) -> None:
-                if (one, tap) in features:
-                    value = value.float()
-                    features[one, tap].append((value.mean((2, 3)) if sampled is None else sampled.of(value)).cpu())
+        def take(one: float, tap: Tap, value: Tensor, sampled: Samples | None = sampled) -> None:
+            if (one, tap) in features:
+                features[one, tap].append((value.mean((2, 3)) if sampled is None else sampled.of(value)).cpu())
 
-            model.read(latent, drawn, one, take)
+        model.read_images(batch.images, timesteps, draw, take)
         if on_batch is not None:
             on_batch()
     return {key: torch.cat(parts).numpy() for key, parts in features.items()}, torch.cat(labels).numpy()

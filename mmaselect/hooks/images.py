@@ -1,8 +1,8 @@
-"""Images of a runner's data set, as batches that a selection, a probe or a figure can read."""
+"""Images of a runner's data set, for whoever selects or probes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,13 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmaselect.backbones import ASelectDiT
-from mmaselect.diffusion.memory import fit_batch_size
 from mmaselect.errors import InputError
-from mmaselect.selection.features import IGNORED
-from mmaselect.selection.search import GROUP, Batch, fit_groups
+from mmaselect.images import IGNORED, ImageSource
 from mmaselect.unreadable import SHARE, Unreadable
 
 
-class RunnerImages:
-    """Reads images by their index, preprocessed as in evaluation, and deterministic whatever was read before.
+class RunnerImages(ImageSource):
+    """Images of a runner's data set, preprocessed as in evaluation, and the same whatever was read before.
 
     Args:
         runner: Its model's data preprocessor and backbone are used.
@@ -32,11 +30,8 @@ class RunnerImages:
         batch_size: Images per batch; ``'auto'`` for as many as fit memory.
         seed: Of random transforms.
         labels: Whether to read labels.
-        draws: Passes that are in memory together, for ``batch_size='auto'``.
+        passes: Of an image that are in memory together, for ``batch_size='auto'``.
         max_unreadable: Share of the images that may be unreadable and are passed over.
-
-    Attributes:
-        unreadable: Those of this rank.
     """
 
     def __init__(
@@ -47,7 +42,7 @@ class RunnerImages:
         batch_size: int | str = 'auto',
         seed: int = 0,
         labels: bool = False,
-        draws: int = 1,
+        passes: int = 1,
         max_unreadable: float = SHARE,
     ) -> None:
         self.backbone, self.preprocessor = find_backbone(runner), unwrap(runner).data_preprocessor
@@ -55,82 +50,37 @@ class RunnerImages:
         if pipeline is None:
             pipeline = 'train' if runner.cfg.get('default_scope') == 'mmseg' else 'val'
         self.pipeline = pipeline if isinstance(pipeline, str) else 'given'
-        self.transforms = pipeline
+        transforms = pipeline
         if self.pipeline != 'given':
-            self.transforms = _evaluation_pipeline(runner.cfg) if pipeline == 'val' else None
-        # In whole groups, so that the number of ranks cannot change which images are centred together.
-        self.group, self.batch_size = GROUP, GROUP
-        if batch_size != 'auto':
-            self.group, self.batch_size = fit_groups(batch_size)
-        elif len(self):
-            self.unreadable = Unreadable(1)
-            first = next(self.batches(range(len(self))), None)
-            if first is not None:
-                self.batch_size = fit_batch_size(self.backbone.diffusion, first.images[0], GROUP, draws)
+            transforms = _evaluation_pipeline(runner.cfg) if pipeline == 'val' else None
+        self.transforms = None
+        if transforms is not None and hasattr(dataset, 'get_data_info'):
+            if hasattr(dataset, 'full_init'):
+                dataset.full_init()
+            self.transforms = Compose(transforms)
+        # Training crops of segmentation are padded to their size by the preprocessor, in training mode only.
+        self._pad = self.pipeline == 'train' and getattr(self.preprocessor, 'size', None) is not None
+        self._ignored = ignored_label(unwrap(runner))
         self.unreadable = Unreadable(max_unreadable)
+        self.fit(self.backbone.diffusion, batch_size, passes=passes)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def batches(
-        self, indices: Sequence[int], first_group: int = 0, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Batch]:
-        """Loads images and stacks neighbours of one size.
+    def name(self, index: int) -> str:
+        """Its path."""
+        return name_of(self.dataset, index)
 
-        Args:
-            indices: Of the images, over all ranks.
-            first_group: Number of the first group.
-            rank: This process; it gets every ``world_size``-th group.
-            world_size: Number of processes.
-
-        Yields:
-            Batches, in [-1, 1].
-        """
-        load = self._loader()
-        pending: list[tuple[int, int, Tensor, Tensor | None]] = []
-        # Training crops of segmentation are padded to their size by the preprocessor, in training mode only.
-        pad = self.pipeline == 'train' and getattr(self.preprocessor, 'size', None) is not None
-
-        def stack() -> Batch:
-            labels = [label for *_, label in pending]
-            return Batch(
-                images=torch.cat([image for _, _, image, _ in pending]),
-                indices=[index for index, *_ in pending],
-                labels=None if any(label is None for label in labels) else torch.stack(labels),
-                groups=[group for _, group, *_ in pending],
-            )
-
-        for position, index in enumerate(indices):
-            group = position // self.group
-            if group % world_size != rank:
-                continue
-            self.unreadable.total += 1
-            try:
-                sample = load(index)
-            except Exception as error:
-                self.unreadable.add(name_of(self.dataset, index), error)
-                continue
-            # Stacking here would have to know each toolbox's padding: one image needs none.
-            data = self.preprocessor({'inputs': [sample['inputs']], 'data_samples': [sample['data_samples']]}, pad)
-            image = self.backbone.to_unit_range(data['inputs'].float())
-            if pending and (len(pending) == self.batch_size or pending[0][2].shape != image.shape):
-                yield stack()
-                pending.clear()
-            labels = labels_of(data['data_samples'][0], image.shape[-2:]) if self.labels else None
-            pending.append((index, first_group + group, image, labels))
-        if pending:
-            yield stack()
-
-    def _loader(self) -> Callable[[int], dict[str, Any]]:
-        """Gives a function from index to sample."""
-        dataset = self.dataset
-        if self.transforms is not None and hasattr(dataset, 'get_data_info'):
-            if hasattr(dataset, 'full_init'):
-                dataset.full_init()
-            transforms = Compose(self.transforms)
-            return lambda index: transforms(dataset.get_data_info(index))
-
-        return lambda index: read_seeded(dataset, index, self.seed + index)
+    def load(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """See :class:`~mmaselect.images.ImageSource`."""
+        if self.transforms is None:
+            sample = read_seeded(self.dataset, index, self.seed + index)
+        else:
+            sample = self.transforms(self.dataset.get_data_info(index))
+        # Stacking here would have to know each toolbox's padding: one image needs none.
+        data = self.preprocessor({'inputs': [sample['inputs']], 'data_samples': [sample['data_samples']]}, self._pad)
+        image = self.backbone.to_unit_range(data['inputs'].float())[0]
+        return image, labels_of(data['data_samples'][0], self._ignored) if self.labels else None
 
 
 def name_of(dataset: Any, index: int) -> str:
@@ -219,15 +169,21 @@ def _evaluation_pipeline(cfg: Any) -> list[dict[str, Any]] | None:
     return None if node is None else node['pipeline']
 
 
-def labels_of(data_sample: Any, size: Sequence[int]) -> Tensor | None:
+def ignored_label(model: torch.nn.Module) -> int:
+    """The label that a model's segmentation head ignores, as its config has it."""
+    found = (getattr(module, 'ignore_index', None) for module in model.modules())
+    return next((label for label in found if isinstance(label, int)), IGNORED)
+
+
+def labels_of(data_sample: Any, ignored: int = IGNORED) -> Tensor | None:
     """Labels of one image, for criteria that use them.
 
     Args:
         data_sample: Of mmpretrain (one class) or mmseg (a class per pixel), preprocessed like the image.
-        size: Height and width of the image, after padding.
+        ignored: Pixels of this label belong to no class.
 
     Returns:
-        A scalar; for segmentation (H, W), where the padding belongs to no class; or None.
+        A scalar; for segmentation (H, W), ``IGNORED`` where there is no class; or None.
     """
     label = getattr(data_sample, 'gt_label', None)
     if isinstance(label, Tensor) and label.numel() == 1:
@@ -236,5 +192,4 @@ def labels_of(data_sample: Any, size: Sequence[int]) -> Tensor | None:
     if pixels is None:
         return None
     dense = pixels.data[0].long().cpu()
-    bottom, right = (whole - part for whole, part in zip(size, dense.shape, strict=True))
-    return torch.nn.functional.pad(dense, (0, right, 0, bottom), value=IGNORED)
+    return dense.masked_fill(dense == ignored, IGNORED)

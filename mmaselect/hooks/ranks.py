@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from mmengine import dist
@@ -15,6 +16,9 @@ from mmaselect.selection.criterion import Sums
 
 class RunnerRanks:
     """The process group, as a search needs it."""
+
+    def __init__(self) -> None:
+        self.rank, self.world_size = dist.get_dist_info()
 
     def add(self, sums: Sums) -> Sums:
         """Adds the entries of all ranks; an entry that a rank lacks counts as zero."""
@@ -32,6 +36,10 @@ class RunnerRanks:
         errors = [found for found in _exchange(error) if found]
         if errors:
             raise InputError(errors[0])
+
+    def collect(self, entries: list[Any]) -> list[Any]:
+        """Brings the entries of all ranks together, on every rank."""
+        return [entry for part in dist.all_gather_object(entries) for entry in part]
 
 
 @contextmanager

@@ -20,18 +20,11 @@ from mmaselect.diffusion.taps import Tap, all_taps
 from mmaselect.errors import InputError, check_choice, check_count
 from mmaselect.hooks.images import RunnerImages, find_backbone
 from mmaselect.hooks.ranks import RunnerRanks
-from mmaselect.progress import progress_bar
+from mmaselect.images import AUTO_IMAGES
 from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criteria
 from mmaselect.selection.report import Selection, read_selection
-from mmaselect.selection.search import (
-    STRATEGIES,
-    Search,
-    count_passes,
-    draw_portions,
-    make_timesteps,
-    number_groups,
-    run,
-)
+from mmaselect.selection.search import STRATEGIES, count_passes, make_timesteps
+from mmaselect.selection.select import select_on
 from mmaselect.unreadable import SHARE, Unreadable
 from mmaselect.version import __version__
 
@@ -186,53 +179,35 @@ class TimestepSelectionHook(Hook):
         labels = any(criterion.needs_labels for criterion in self.criteria.values())
         dataset = runner.train_dataloader.dataset
         num_timesteps = backbone.num_timesteps if backbone.configured_timesteps is None else 1
-        draws, num_views = count_passes(list(self.criteria.values()), num_timesteps)
         images = RunnerImages(
-            runner,
-            dataset,
-            self.pipeline,
-            self.batch_size,
-            self.seed,
-            labels,
-            draws + num_views - 1,
-            self.max_unreadable,
-        )
-        portions = draw_portions(len(images), self.num_images, self.seed)
+            runner, dataset, self.pipeline, self.batch_size, self.seed, labels,
+            sum(count_passes(list(self.criteria.values()), num_timesteps)) - 1, self.max_unreadable,
+        )  # fmt: skip
+        count = AUTO_IMAGES[1] if self.num_images == 'auto' else self.num_images or len(images)
         runner.logger.info(
-            f'selecting by {self.criterion.label}: {sum(map(len, portions))} images'
+            f'selecting by {self.criterion.label}: {min(count, len(images))} images'
             f'{" at most" if self.num_images == "auto" else ""}, {len(timesteps)} timesteps, '
             f'{model.num_blocks} blocks, {len(alternatives)} choices of block and component, '
             f'{backbone.noise} noise ({self.search})'
         )
-        rank, world_size = dist.get_dist_info()
-        with progress_bar(desc='timestep selection', unit='pass', disable=rank != 0) as bar:
-            search = Search(
-                model,
-                timesteps,
-                list(self.criteria.values()),
-                alternatives,
-                num_timesteps,
-                self.seed,
-                bar.update,
-                keep=self.search == 'coarse-to-fine',
-                ranks=RunnerRanks(),
-                noise=backbone.noise,
-                noise_seed=backbone.noise_seed,
-            )
-            if self.search == 'sweep' and self.num_images != 'auto':
-                mine = sum(position // images.group % world_size == rank for position in range(len(portions[0])))
-                bar.total = -(-mine // images.batch_size) * len(timesteps) * search.passes
-
-            numbered = number_groups(portions, images.group)
-            batches = (images.batches(indices, first, rank, world_size) for indices, first in numbered)
-            stability = self.stability if self.num_images == 'auto' else None
-            sweep = run(search, batches, self.search, stability)
-        # Each rank knows its own.
-        found = [entry for entries in dist.all_gather_object(images.unreadable.found) for entry in entries]
-        images.unreadable.found, images.unreadable.total = found, sum(map(len, portions))
-        if dist.is_main_process():
-            images.unreadable.report(runner.logger)
-        return Selection(sweep, self.criterion.label, self.config), images
+        selection = select_on(
+            model,
+            images,
+            self.criteria,
+            self.config,
+            timesteps,
+            alternatives,
+            num_timesteps,
+            self.num_images,
+            self.search,
+            self.stability,
+            backbone.noise,
+            backbone.noise_seed,
+            self.seed,
+            RunnerRanks(),
+            logger=runner.logger,
+        )
+        return selection, images
 
     def _alternatives(self, backbone: ASelectDiT) -> list[tuple[Tap, ...]]:
         """The backbone's alternatives that ``blocks`` and ``components`` leave."""

@@ -10,9 +10,6 @@ from torch.nn import functional as F
 
 from mmaselect.selection.spectrum import cross_power, half_plane, spectrum
 
-#: Label of pixels that belong to no class, in mmseg.
-IGNORED = 255
-
 
 def cell_labels(labels: Tensor, cells: Sequence[int]) -> Tensor:
     """The label of the pixel in the middle of each cell.

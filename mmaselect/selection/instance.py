@@ -168,7 +168,7 @@ class InstanceInformation(ViewCriterion):
         self,
         num_views: int = 2,
         views: dict[str, Any] | None = None,
-        pool: int = 2,
+        pool: int = 1,
         max_channels: int = 256,
         shrinkage: float = 0.1,
     ) -> None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mmaselect.diffusion.memory import is_out_of_memory
-from mmaselect.diffusion.model import FrozenDiffusion
+from mmaselect.diffusion.memory import Halving
 from mmaselect.diffusion.noise import NOISES, seeded_noise
+from mmaselect.diffusion.reader import FrozenDiffusion
 from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError, check_choice, check_timestep, unknown
+from mmaselect.images import GROUP, Batch
 from mmaselect.selection.bootstrap import (
     BINS,
     choose,
@@ -32,31 +31,7 @@ from mmaselect.selection.criterion import Criterion, SummedCriterion, Sums, add_
 from mmaselect.selection.features import Features
 from mmaselect.selection.instance import ViewCriterion
 
-logger = logging.getLogger('mmaselect')
-
 STRATEGIES = ('sweep', 'coarse-to-fine')
-#: Images that are centred together, and that the bootstrap draws together.
-GROUP = 4
-#: ``num_images='auto'`` begins with the first number of images and doubles it up to the second.
-AUTO_IMAGES = (64, 4096)
-
-
-@dataclass
-class Batch:
-    """Images to select on.
-
-    Attributes:
-        images: (B, 3, H, W) in [-1, 1], H and W multiples of the model's stride.
-        indices: Index of each image in its data set: it names the image's noise, whichever rank or batch it is in.
-        labels: Class of each image, (B,), of each pixel, (B, H, W), or None.
-        groups: Number of each image's group, counted over all ranks; a group lies in one batch. None groups every
-            ``GROUP`` neighbours, which should then come in random order.
-    """
-
-    images: Tensor
-    indices: Sequence[int]
-    labels: Tensor | None = None
-    groups: Sequence[int] | None = None
 
 
 @dataclass
@@ -115,7 +90,15 @@ class Sweep:
 
 
 class Ranks(Protocol):
-    """What a search needs from a process group; every rank makes the same calls in the same order."""
+    """What a search needs from a process group; every rank makes the same calls in the same order.
+
+    Attributes:
+        rank: Number of this process.
+        world_size: Number of processes.
+    """
+
+    rank: int
+    world_size: int
 
     def add(self, sums: Sums) -> Sums:
         """Adds the entries of all ranks; an entry that a rank lacks counts as zero."""
@@ -129,9 +112,15 @@ class Ranks(Protocol):
         """Raises :class:`InputError` on every rank if one of them brings an error."""
         ...
 
+    def collect(self, entries: list[Any]) -> list[Any]:
+        """Brings the entries of all ranks together, on every rank."""
+        ...
+
 
 class OneProcess:
     """A process group of one."""
+
+    rank, world_size = 0, 1
 
     def add(self, sums: Sums) -> Sums:
         """Gives back the sums."""
@@ -145,6 +134,10 @@ class OneProcess:
         """Raises the error, if there is one."""
         if error is not None:
             raise InputError(error)
+
+    def collect(self, entries: list[Any]) -> list[Any]:
+        """Gives them back."""
+        return entries
 
 
 def make_timesteps(timesteps: dict | Sequence[float]) -> list[float]:
@@ -176,42 +169,6 @@ def make_timesteps(timesteps: dict | Sequence[float]) -> list[float]:
     if not values:
         raise InputError('timesteps=[] is not valid: give at least one')
     return sorted(set(values))
-
-
-def draw_portions(size: int, num_images: int | str | None, seed: int) -> list[list[int]]:
-    """Draws the images to select on; the same on every rank.
-
-    Args:
-        size: Of the data set.
-        num_images: How many, None for all, or ``'auto'`` for portions that double what has been drawn.
-        seed: Of the draw.
-
-    Returns:
-        Indices in random order, so that neighbours, which are centred and resampled together, are a sample of all: data
-        sets are sorted by class. One portion, unless ``num_images`` is ``'auto'``.
-    """
-    order = np.random.default_rng(seed).permutation(size).tolist()
-    if num_images != 'auto':
-        return [order[: size if num_images is None else num_images]]
-    portions, start, stop = [], 0, AUTO_IMAGES[0]
-    while start < min(size, AUTO_IMAGES[1]):
-        portions.append(order[start : min(stop, AUTO_IMAGES[1])])
-        start, stop = stop, 2 * stop
-    return portions or [[]]
-
-
-def fit_groups(batch_size: int) -> tuple[int, int]:
-    """Images of a group, and of a batch of whole groups, for the batch size that a user gave."""
-    group = min(GROUP, batch_size)
-    return group, batch_size // group * group
-
-
-def number_groups(portions: Iterable[Sequence[int]], group: int) -> Iterator[tuple[Sequence[int], int]]:
-    """Each portion with the number of its first group; a portion begins a group of its own."""
-    first = 0
-    for indices in portions:
-        yield indices, first
-        first += -(-len(indices) // group)
 
 
 def count_passes(criteria: Sequence[Criterion], num_timesteps: int = 1) -> tuple[int, int]:
@@ -292,7 +249,7 @@ class Search:
         self._shared = torch.zeros(len(self.taps), len(self.timesteps) + 1, len(self.timesteps), dtype=torch.float64)
         self._counts = torch.zeros(3, dtype=torch.float64)  # images, block evaluations, encoder runs
         self._kept: list[tuple[Tensor, Batch]] = []
-        self._most: int | None = None  # images that fit memory at once, where more did not
+        self._halving = Halving(self._work, _halve, lambda part: len(part.batch))
         self.evaluated: set[int] = set()
         self._images = 0
         self._seconds = 0.0
@@ -320,15 +277,10 @@ class Search:
         Args:
             positions: Positions in ``timesteps`` that were not run before.
         """
-        device = next(self.model.parameters()).device
 
         def run() -> None:
             for latent, batch in self._kept:
-                self._fit(batch, latent, again)
-
-        def again(part: Batch, kept: Tensor | None) -> None:
-            if kept is not None:
-                self._run(kept.to(device), part, positions)
+                self._halving(Part(batch, latent, positions))
 
         self._guard(run)
         self.evaluated |= set(positions)
@@ -359,50 +311,29 @@ class Search:
             if batch.groups is None:
                 batch.groups = [(self._images + position) // GROUP for position in range(len(batch.indices))]
             self._images += len(batch.indices)
-            self._fit(batch, None, lambda part, _: self._encode(part, positions))
+            self._halving(Part(batch.padded(self.model.multiple), None, positions))
 
     def _encode(self, batch: Batch, positions: Sequence[int]) -> None:
-        images = [batch.images]
+        images = [batch.images.to(self.model.device)]
         if self._views is not None:
-            images += [self._views(batch.images, batch.indices, self.seed, n) for n in range(1, self._num_views)]
+            images += [self._views(images[0], batch.indices, self.seed, n) for n in range(1, self._num_views)]
         latent = torch.stack([self.model.encode(view) for view in images], 1)
         self._counts += torch.tensor([len(batch.indices), 0, len(batch.indices) * len(images)])
         if self.keep:
             self._kept.append((latent.float().cpu(), replace(batch, images=latent.new_empty(0))))
         self._run(latent, batch, positions)
 
-    def _fit(self, batch: Batch, latent: Tensor | None, work: Callable[[Batch, Tensor | None], None]) -> None:
-        """Does a batch's work; where memory does not suffice, that of its halves, for all batches to come."""
-        groups = list(dict.fromkeys(batch.groups or ()))
-        tried = len(groups) == 1 or self._most is None or len(batch.indices) <= self._most
-        if tried and self._attempt(batch, latent, work):
-            return
-        if len(groups) == 1:
-            raise InputError(
-                f'{len(batch.indices)} images, the fewest that are scored together, do not fit memory: '
-                'use smaller images, or a smaller dtype'
-            )
-        halves = _halve(batch, latent, groups)
-        if tried:
-            self._most = max(len(half.indices) for half, _ in halves)
-            logger.warning('%d images at once do not fit memory: going on with %d', len(batch.indices), self._most)
-        for half, kept in halves:
-            self._fit(half, kept, work)
-
-    def _attempt(self, batch: Batch, latent: Tensor | None, work: Callable[[Batch, Tensor | None], None]) -> bool:
-        """Does a batch's work, or nothing of it if memory does not suffice; says whether it was done."""
+    def _work(self, part: Part) -> None:
+        """Does the work of a part of a batch, or nothing of it if memory does not suffice."""
         before = self._snapshot()
         try:
-            work(batch, latent)
-            return True
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        # Behind the handler, whose traceback keeps the tensors of the failed attempt alive.
-        self._restore(before)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return False
+            if part.latent is None:
+                self._encode(part.batch, part.positions)
+            else:
+                self._run(part.latent.to(self.model.device), part.batch, part.positions)
+        except RuntimeError:
+            self._restore(before)
+            raise
 
     def _snapshot(self) -> tuple:
         binned = {number: value.clone() for number, value in self._binned.items()}
@@ -648,21 +579,33 @@ def sweep(
     return run(search, [batches])
 
 
-def _halve(batch: Batch, latent: Tensor | None, groups: Sequence[int]) -> list[tuple[Batch, Tensor | None]]:
-    """Splits a batch, and its latents where there are any, in the middle of its groups."""
+class Part(NamedTuple):
+    """A batch, or some of its groups, with its latents (B, views, C, H, W) once it is encoded, and where to run it."""
+
+    batch: Batch
+    latent: Tensor | None
+    positions: Sequence[int]
+
+
+def _halve(part: Part) -> list[Part] | None:
+    """Splits in the middle of the groups; a single group must stay together."""
+    batch, latent = part.batch, part.latent
+    named = list(batch.groups or ())
+    groups = list(dict.fromkeys(named))
+    if len(groups) == 1:
+        return None
     first = set(groups[: len(groups) // 2])
     halves = []
-    named = list(batch.groups or ())
     for inside in (True, False):
         places = [place for place, group in enumerate(named) if (group in first) == inside]
-        part = replace(
+        half = replace(
             batch,
             images=batch.images[places] if len(batch.images) else batch.images,
             indices=[batch.indices[place] for place in places],
             labels=None if batch.labels is None else batch.labels[places],
             groups=[named[place] for place in places],
         )
-        halves.append((part, None if latent is None else latent[places]))
+        halves.append(part._replace(batch=half, latent=None if latent is None else latent[places]))
     return halves
 
 

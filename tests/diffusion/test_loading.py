@@ -376,6 +376,7 @@ def test_a_network_alone(broken, model_folder, subfolder, tmp_path):
     identity = load(model_folder('DiT')).identity
     if subfolder is None:
         assert load(broken / 'transformer', vae=broken).identity == identity
+        assert load(broken / FILE, vae=broken / 'vae/diffusion_pytorch_model.safetensors').identity == identity
         with pytest.raises(InputError, match=r"has no vae/: name one with vae='...'"):
             load(broken / 'transformer')
     else:

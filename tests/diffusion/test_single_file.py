@@ -21,7 +21,7 @@ from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError
 
-UNET_TAP = next(tap for name, tap in UNet.tap_names(UNet.complete(SMALL)).items() if name == 'mid-repeat0-vit-out')
+UNET_TAP = next(tap for name, tap in UNet.tap_names(UNet.complete(SMALL)).items() if name == 'mid-vit-out')
 #: Network in diffusers' layout, its architecture, its original layout, a tap.
 CASES = {
     'SD3': (lambda: make_transformer('SD3'), TINY['SD3'], originals.sd3, Tap(1, 'query')),
@@ -249,6 +249,7 @@ def test_what_is_refused(tmp_path, whole, model_folder):
     assert 'is none of the architectures sd1.5' in refused(small, 'UNet')
     assert 'is no original file of a FluxTransformer2DModel' in refused(small, 'Flux')
     assert 'diffusers does not convert original files of a PixArtTransformer2DModel' in refused(small, 'PixArt')
+    assert 'arch is a dict of arguments: name the family' in refused(small, 'auto', arch=TINY['SD3'])
     both = dict(pretrained=model_folder('SD3'), arch='sd3-medium')
     with pytest.raises(InputError, match=r'give exactly one of them \(both only with a single file\)'):
         DiffusionSpec('SD3', **both)

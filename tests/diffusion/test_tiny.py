@@ -177,7 +177,7 @@ def test_statistics_that_cannot_be_used(tmp_path, change, message):
         ({'latents_mean': MEAN, 'latents_std': [1, 1, 1]}, r"config.json of vae='.*': latents_std has 3 numbers"),
         ({'num_encoder_blocks': [1, 2]}, r'num_encoder_blocks=\[1, 2\], .* are not of an AutoencoderTiny'),
         ({'encoder_block_out_channels': None}, 'encoder_block_out_channels=None in the config of a VAE is not valid'),
-        ({'_class_name': 'AutoencoderDC'}, r"holds 'AutoencoderDC'; a VAE of class AutoencoderKL or AutoencoderTiny"),
+        ({'_class_name': 'VQModel'}, r"holds 'VQModel'; a VAE of class AutoencoderKL or AutoencoderTiny"),
         ({'encoder_pooling_channels': {'2': 16}}, "encoder_pooling_channels names layer '2': give numbers of blocks"),
         (
             {'encoder_pooling_channels': {'1': 16}},

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from conftest import make_vae
+from diffusers.models.attention_processor import AttnProcessor
 
 from mmaselect.backbones import ASelectDiT
 from mmaselect.diffusion.families.unet import BETAS, UNet
@@ -38,7 +39,19 @@ def make_network(arch):
 def full_pass(arch, latent, timestep):
     """Every site, from hooks on diffusers' untouched model."""
     network, seen = make_network(arch), {}
+    # It computes the weights, which the fused kernel does not give.
+    network.set_attn_processor(AttnProcessor())
     for tap, site in UNet.catalogue(network).items():
+        if tap.component.endswith('-map'):
+            attention = network.get_submodule(site.module.removesuffix('.to_k'))
+
+            def weigh(*args, tap=tap, attention=attention, compute=attention.get_attention_scores):
+                weights = compute(*args)
+                seen[tap] = weights.unflatten(0, (-1, attention.heads)).mean(1)
+                return weights
+
+            attention.get_attention_scores = weigh
+            continue
         module = network.get_submodule(site.module)
         register = module.register_forward_pre_hook if site.reads_input else module.register_forward_hook
 
@@ -73,6 +86,11 @@ def test_every_tap_equals_a_hook_on_the_full_pass(arch, timestep, size):
     assert set(read) == set(expected) == set(taps)
     for tap, maps in read.items():
         channels, stride = model.shapes[tap]
+        if tap.component.endswith('self-map'):
+            channels = size[0] * size[1] // stride**2
+        if tap.component.endswith('cross-map'):
+            assert channels == 77
+            channels = PROMPT['prompt_embeds'].shape[1]
         assert maps.shape == (2, channels, size[0] // stride, size[1] // stride)
         value = expected[tap]
         tokens = value.flatten(2) if value.dim() == 4 else value.transpose(1, 2)
@@ -81,7 +99,14 @@ def test_every_tap_equals_a_hook_on_the_full_pass(arch, timestep, size):
 
 
 @pytest.mark.parametrize(
-    'name', ['up-level1-repeat1-vit-block0-cross-q', 'mid-repeat1-res-out', 'down-level0-repeat0-vit-out']
+    'name',
+    [
+        'up-level1-repeat1-vit-block0-cross-q',
+        'mid-repeat1-res-out',
+        'down-level0-repeat0-vit-out',
+        'up-level1-repeat0-vit-block0-self-map',
+        'mid-vit-block0-cross-map',
+    ],
 )
 def test_what_lies_behind_a_tap_is_neither_kept_nor_run(name):
     latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -103,8 +128,8 @@ def test_what_lies_behind_a_tap_is_neither_kept_nor_run(name):
 
 @pytest.mark.parametrize(
     'arch,millions,ids',
-    # Published: 860 M, 866 M and 2,567 M parameters; GDF counts 197 and 612 ids, of which two a block are softmax maps.
-    [('sd1.5', 859.5, 197 - 2 * 16), ('sd2.1', 865.9, 197 - 2 * 16), ('sdxl', 2567.5, 612 - 2 * 70)],
+    # Published: 860 M, 866 M and 2,567 M parameters; GDF counts 197 and 612 ids.
+    [('sd1.5', 859.5, 197), ('sd2.1', 865.9, 197), ('sdxl', 2567.5, 612)],
 )
 def test_the_published_architectures(arch, millions, ids):
     config = UNet.complete(UNet.architectures[arch])
@@ -129,6 +154,31 @@ def test_gdfs_sets_have_the_published_sizes(arch, taps, expected):
         backbone = ASelectDiT(dict(type='UNet', arch=arch), taps=taps, timestep=50)
     side = 8 * UNet.architectures[arch]['sample_size']
     assert [(c, side // s) for c, s in zip(backbone.out_channels, backbone.strides, strict=True)] == expected
+
+
+def test_maps_have_a_channel_for_each_key():
+    names = UNet.tap_names(UNet.architectures['sd1.5'])
+    spec = DiffusionSpec('UNet', arch='sd1.5')
+    taps = [names[f'up-level1-repeat1-vit-block0-{kind}-map'] for kind in ('self', 'cross')]
+    assert spec.shapes(taps) == {taps[0]: (16 * 16, 32), taps[1]: (77, 32)}
+    used = UNet.plan(spec.config, [names['up-level1-repeat1-vit-block0-self-map']]).parameters
+    block = 'up_blocks.1.attentions.1.transformer_blocks.0.attn1'
+    assert {name for name in used if name.startswith(block)} == {f'{block}.to_q.weight', f'{block}.to_k.weight'}
+
+
+def test_maps_are_computed_where_they_are_asked_for_alone(monkeypatch):
+    def never(*args):
+        raise AssertionError('computed a map')
+
+    monkeypatch.setattr('mmaselect.diffusion.network.attention_map', never)
+    network, latent = make_network(SMALL), torch.randn(1, 4, 8, 8)
+    spec = DiffusionSpec('UNet', arch=SMALL)
+    taps = [tap for (tap,) in spec.alternatives('auto', 'auto')]
+    model = UNet(network, taps, UNet.make_process({}, 1.0), prompt=PROMPT).eval()
+    with torch.no_grad():
+        assert len(model(latent, 100)) == len(taps)
+    with pytest.raises(AssertionError, match='computed a map'):
+        UNet(make_network(SMALL), [Tap(1, 'vit-block0-self-map')], UNet.make_process({}, 1.0), prompt=PROMPT)(latent, 1)
 
 
 def test_the_process_is_that_of_its_scheduler():
@@ -195,10 +245,15 @@ def test_blocks_and_components_of_a_unet():
     assert spec.alternatives('auto', 'vit-out') == [
         (Tap(block, 'vit-out'),) for block, component in UNet.known_taps(SMALL) if component == 'vit-out'
     ]
-    assert len(spec.alternatives('auto', 'auto')) == len(UNet.known_taps(SMALL))
+    # Softmax maps are read when they are named.
+    assert len(spec.alternatives('auto', 'auto')) == len(UNet.known_taps(SMALL)) - 2 * 7
+    assert spec.alternatives(1, 'vit-block0-self-map') == [(Tap(1, 'vit-block0-self-map'),)]
     with pytest.raises(InputError, match=r"component='vit-out' is not in block 2; choose from: downsampler-out"):
         spec.alternatives(2, 'vit-out')
-    with pytest.raises(InputError, match="taps='up-level9-out' is not known; choose from: unet-in, unet-after-conv-in"):
+    with pytest.raises(
+        InputError,
+        match=r"taps='up-level9-out' is not known: give .* or one of unet-in, unet-after",
+    ):
         spec.alternatives(0, 'x', ['up-level9-out'])
     with pytest.raises(InputError, match=r'shift=3.0 is not valid for UNet: only rectified flow has a res'):
         DiffusionSpec('UNet', arch=SMALL, shift=3.0).load([Tap(1, 'res-out')])

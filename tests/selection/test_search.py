@@ -16,11 +16,12 @@ from mmaselect.diffusion.noise import seeded_noise
 from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError
 from mmaselect.hooks.ranks import RunnerRanks
+from mmaselect.images import Batch
 from mmaselect.selection.criteria import FisherScore, HighFrequencyRatio, NoiseConsistentHFR
 from mmaselect.selection.features import Features
 from mmaselect.selection.instance import InstanceInformation, LiDAR, RankMe, ViewConsistency
 from mmaselect.selection.report import Selection, read_selection
-from mmaselect.selection.search import Batch, Choice, OneProcess, Search, Sweep, make_timesteps, run, sweep
+from mmaselect.selection.search import Choice, OneProcess, Search, Sweep, make_timesteps, run, sweep
 from mmaselect.selection.spectrum import high_frequency_ratio
 from mmaselect.selection.views import Views
 
@@ -455,7 +456,7 @@ def test_a_batch_that_does_not_fit_memory_is_halved(strategy, error, monkeypatch
 def test_one_group_that_does_not_fit_memory(monkeypatch):
     model = make_model()
     run_out_of_memory(monkeypatch, model, 3, torch.OutOfMemoryError('CUDA out of memory.'), passes=1)
-    with pytest.raises(InputError, match='4 images, the fewest that are scored together, do not fit memory'):
+    with pytest.raises(InputError, match='4 images, which must stay together, do not fit memory'):
         run(Search(model, TIMESTEPS, [HighFrequencyRatio()]), [all_at_once()])
 
 

@@ -27,7 +27,7 @@ def parse_args():
 def list_criteria(hook):
     """All of them; those that read views read those of the config's criterion."""
     views = {name: value for name, value in hook.config.items() if name in ('num_views', 'views')}
-    pool = hook.config.get('pool', 2)
+    pool = hook.config.get('pool', 1)
     entries = [dict(type='InstanceInformation', pool=one, **views) for one in dict.fromkeys((pool, 1, 2, 4))]
     entries += [dict(type=name, **views) for name in ('ViewConsistency', 'RankMe', 'LiDAR')]
     entries += [dict(type='NoiseConsistentHFR', centred=centred) for centred in (True, False)]

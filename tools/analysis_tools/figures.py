@@ -41,9 +41,7 @@ def timesteps(runner, hook, args, path):
 
 
 def decomposition(runner, hook, args, path):
-    import torch
-
-    from mmaselect.diffusion.noise import pixel_noise
+    from mmaselect.diffusion.noise import policy_noise
     from mmaselect.evaluation.figures import draw_decomposition
     from mmaselect.hooks.images import RunnerImages
     from mmaselect.selection.report import name_taps
@@ -54,13 +52,13 @@ def decomposition(runner, hook, args, path):
     if outside:
         raise cli.InputError(f'--images {outside[0]}: the validation data has images 0 to {len(images) - 1}')
     batch = next(images.batches(args.images))
-    model = images.backbone.diffusion
-    latent = model.encode(batch.images)
-    with torch.no_grad():
-        maps = model(latent, pixel_noise(batch.images, tuple(latent.shape[1:]), hook.seed), at)[taps[0]]
+    maps = {}
+    images.backbone.diffusion.read_images(
+        batch.images, [at], policy_noise('fresh', hook.seed), lambda _, tap, value: maps.__setitem__(tap, value)
+    )
     names = [f'image {index}' for index in batch.indices]
     sigma = getattr(hook.criterion, 'sigma', 0.25)
-    draw_decomposition(batch.images, maps, names, f'Timestep {at:g}, {name_taps(taps[:1])}', path, sigma)
+    draw_decomposition(batch.images, maps[taps[0]], names, f'Timestep {at:g}, {name_taps(taps[:1])}', path, sigma)
 
 
 def fisher(runner, hook, args, path):
@@ -97,9 +95,9 @@ def energy(runner, hook, args, path):
     from mmaselect.evaluation.energy import draw_energy, energy_parts
     from mmaselect.evaluation.probe import probe
     from mmaselect.hooks.images import RunnerImages
-    from mmaselect.selection.search import draw_portions
+    from mmaselect.images import draw_portions
 
-    images = RunnerImages(runner, runner.train_dataloader.dataset, hook.pipeline, hook.batch_size, hook.seed, draws=2)
+    images = RunnerImages(runner, runner.train_dataloader.dataset, hook.pipeline, hook.batch_size, hook.seed, passes=2)
     model = images.backbone.diffusion
     (drawn,) = draw_portions(len(images), hook.num_images, hook.seed)
     rows = energy_parts(model, images.batches(drawn), hook.timesteps, seed=hook.seed)

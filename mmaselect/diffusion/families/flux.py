@@ -60,7 +60,7 @@ class Flux(Family):
         return 128
 
     @classmethod
-    def latent_scale(cls, config: Any) -> tuple[float, float]:
+    def latent_scale(cls, config: Any) -> tuple[float, float] | None:
         """Of its own VAE."""
         return 0.3611, 0.1159
 

@@ -34,30 +34,6 @@ XL = dict(
 )  # fmt: skip
 
 
-def list_units(network: DiffusersModule) -> list[tuple[str, dict[str, Site]]]:
-    """The units of a U-Net in the order of the pass, with the sites of each by the last part of GDF's names."""
-    stages = [(f'down-level{n}', f'down_blocks.{n}', block) for n, block in enumerate(network.down_blocks)]
-    stages.append(('mid', 'mid_block', network.mid_block))
-    stages += [(f'up-level{n}', f'up_blocks.{n}', block) for n, block in enumerate(network.up_blocks)]
-    units = [('unet', {'in': Site('conv_in', reads_input=True), 'after-conv-in': Site('conv_in')})]
-    for name, path, block in stages:
-        vits = list(getattr(block, 'attentions', None) or ())
-        for number in range(len(block.resnets)):
-            resnet = f'{path}.resnets.{number}'
-            sites = {'res-increment': Site(f'{resnet}.conv2'), 'res-out': Site(resnet)}
-            for inner in range(len(vits[number].transformer_blocks) if number < len(vits) else 0):
-                vit = f'{path}.attentions.{number}'
-                within = f'{vit}.transformer_blocks.{inner}'
-                for part, module in PARTS.items():
-                    sites[f'vit-block{inner}-{part}'] = Site(f'{within}.{module}' if module else within)
-                sites['vit-out'] = Site(vit)
-            units.append((f'{name}-repeat{number}', sites))
-        for kind in ('downsampler', 'upsampler'):
-            if getattr(block, f'{kind}s', None):
-                units.append((name, {f'{kind}-out': Site(f'{path}.{kind}s.0')}))
-    return [*units, ('unet', {'out': Site('conv_out')})]
-
-
 class UNet(Family):
     """A text-conditional U-Net under one constant prompt."""
 
@@ -66,7 +42,7 @@ class UNet(Family):
     process_class, betas = DDPM, BETAS
     architectures = {'sd1.5': SD15, 'sd2.1': SD21, 'sdxl': XL}
     sites, auto_components = {}, ()
-    latent_name, folder, prompt_tokens = 'sample', 'unet', 77
+    latent_name, folder, prompt_tokens, dry_tokens = 'sample', 'unet', 77, 77
     tap_sets = {
         'gdf-sd15': ('up-level1-repeat1-vit-block0-cross-q', 'up-level1-repeat2-res-out',
                      'up-level2-repeat1-vit-block0-cross-q', 'up-level3-repeat0-vit-block0-self-k'),
@@ -78,16 +54,55 @@ class UNet(Family):
     }  # fmt: skip
 
     @classmethod
+    def units(cls, network: DiffusersModule) -> list[tuple[str, dict[str, Site]]]:
+        """The units in the order of the pass, with the sites of each by the last part of GDF's names."""
+        stages = [(f'down-level{n}', f'down_blocks.{n}', block) for n, block in enumerate(network.down_blocks)]
+        stages.append(('mid', 'mid_block', network.mid_block))
+        stages += [(f'up-level{n}', f'up_blocks.{n}', block) for n, block in enumerate(network.up_blocks)]
+        units = [('unet', {'in': Site('conv_in', reads_input=True), 'after-conv-in': Site('conv_in')})]
+        for name, path, block in stages:
+            attentions = list(getattr(block, 'attentions', None) or ())
+            for number in range(len(block.resnets)):
+                resnet = f'{path}.resnets.{number}'
+                sites = {'res-increment': Site(f'{resnet}.conv2'), 'res-out': Site(resnet)}
+                if number < len(attentions) and attentions[number] is not None:
+                    sites.update(cls.attention_sites(f'{path}.attentions.{number}', attentions[number]))
+                units.append((f'{name}-repeat{number}', sites))
+            for kind in ('downsampler', 'upsampler'):
+                if getattr(block, f'{kind}s', None):
+                    units.append((name, {f'{kind}-out': Site(f'{path}.{kind}s.0')}))
+        return [*units, ('unet', {'out': Site('conv_out')})]
+
+    @classmethod
+    def attention_sites(cls, path: str, attention: DiffusersModule) -> dict[str, Site]:
+        """Those of the transformer behind a residual unit."""
+        sites = {}
+        for number in range(len(attention.transformer_blocks)):
+            block = f'{path}.transformer_blocks.{number}'
+            for part, module in PARTS.items():
+                sites[f'vit-block{number}-{part}'] = Site(f'{block}.{module}' if module else block)
+            for kind, name in (('self', 'attn1'), ('cross', 'attn2')):
+                layer, heads = f'{block}.{name}', attention.transformer_blocks[number].get_submodule(name).heads
+                sites[f'vit-block{number}-{kind}-map'] = Site(f'{layer}.to_k', query=f'{layer}.to_q', heads=heads)
+        return {**sites, 'vit-out': Site(path)}
+
+    @classmethod
     def catalogue(cls, network: DiffusersModule) -> dict[Tap, Site]:
-        """GDF's spatial activations; softmax maps of the attention are left out."""
-        units = enumerate(list_units(network))
+        """GDF's activations. Softmax maps are averaged over heads; each key, of which ``self-map`` has as many as cells
+        and ``cross-map`` as tokens of the prompt, is a channel.
+        """
+        units = enumerate(cls.units(network))
         return {Tap(number, part): site for number, (_, sites) in units for part, site in sites.items()}
 
     @classmethod
     def tap_names(cls, config: Any) -> dict[str, Tap]:
-        """GDF's names."""
-        units = enumerate(list_units(cls._network(config)))
-        return {f'{unit}-{part}': Tap(number, part) for number, (unit, sites) in units for part in sites}
+        """GDF's names; of the middle, which has one transformer, it does not count them."""
+        units = enumerate(cls.units(cls._network(config)))
+        return {
+            f'{"mid" if unit == "mid-repeat0" and part.startswith("vit") else unit}-{part}': Tap(number, part)
+            for number, (unit, sites) in units
+            for part in sites
+        }
 
     @classmethod
     def blocks(cls, config: Any) -> list[str]:

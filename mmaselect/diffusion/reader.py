@@ -1,0 +1,194 @@
+"""The whole frozen path of an image: image, latent, noisy latent, maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmaselect.diffusion.family import Family
+from mmaselect.diffusion.latent import LatentEncoder
+from mmaselect.diffusion.loading import Identity
+from mmaselect.diffusion.taps import Tap
+from mmaselect.errors import InputError
+
+#: Gives the noise for images (B, 3, H, W) in [-1, 1] and the shape of one latent: (*shape), or (B, *shape).
+Noise = Callable[[Tensor, tuple[int, ...]], Tensor]
+
+
+class FrozenDiffusion(nn.Module):
+    """A frozen diffusion model that reads features at one timestep.
+
+    Args:
+        encoder: Image to latent.
+        family: Noisy latent to maps.
+        identity: Of the frozen weights.
+    """
+
+    def __init__(self, encoder: LatentEncoder, family: Family, identity: Identity) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.family = family
+        self._identity = identity
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenDiffusion:
+        """Frozen is frozen: stays in evaluation mode whatever ``mode`` says."""
+        return super().train(False)
+
+    @property
+    def identity(self) -> bytes:
+        """32 bytes that name the frozen weights, see :class:`~mmaselect.diffusion.loading.Identity`."""
+        return self._identity.digest()
+
+    def narrow(self, taps: Sequence[Tap]) -> None:
+        """Reads fewer taps from now on; the model and its identity become those of one that was loaded for them.
+
+        Args:
+            taps: Some of those it was loaded for.
+
+        Raises:
+            InputError: If one of them was not.
+        """
+        self.family.narrow(taps)
+        self._identity.keep('transformer', self.family.transformer.state_dict())
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return next(self.parameters()).device
+
+    @property
+    def multiple(self) -> int:
+        """Height and width of an image must be multiples of it, in pixels."""
+        return self.encoder.factor * self.family.multiple(self.family.transformer.config)
+
+    @property
+    def strides(self) -> dict[Tap, int]:
+        """Image pixels per cell of each tap's map."""
+        return {tap: self.encoder.factor * stride for tap, (_, stride) in self.family.shapes.items()}
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the model was trained on, in pixels."""
+        return self.encoder.factor * self.family.side(self.family.transformer.config)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that one pass runs."""
+        return self.family.last_block + 1
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images to clean latents.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1], H and W multiples of :attr:`multiple`.
+
+        Returns:
+            ``z_0``, (B, C, H / factor, W / factor).
+        """
+        return self.encoder(images)
+
+    @torch.no_grad()
+    def read_images(
+        self,
+        images: Tensor,
+        timesteps: Sequence[float],
+        noise: Noise,
+        visit: Callable[[float, Tap, Tensor], object],
+    ) -> None:
+        """Images to maps: encodes, noises, runs and aligns.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1], of any size; encoded once for all timesteps.
+            timesteps: Each in [0, 1000].
+            noise: Gives the noise, which all timesteps share.
+            visit: Called with timestep, tap and map (B, D, h, w), float32, as soon as the pass is there. The cells of a
+                map divide the image evenly, also where it is padded to whole cells for the pass.
+
+        Raises:
+            InputError: If an image is smaller than one patch.
+        """
+        padded = pad_to_cells(images, self.multiple)
+        latent, strides = self.encode(padded), self.strides
+        drawn = noise(padded, tuple(latent.shape[1:]))
+        for timestep in timesteps:
+
+            def take(tap: Tap, value: Tensor, timestep: float = timestep) -> None:
+                visit(timestep, tap, align(value.float(), (images.shape[2], images.shape[3]), strides[tap]))
+
+            self.read(latent, drawn, timestep, take)
+
+    @torch.no_grad()
+    def read(self, latent: Tensor, noise: Tensor, timestep: float, visit: Callable[[Tap, Tensor], object]) -> None:
+        """Clean latents to maps, one after the other, so that memory does not grow with the number of taps.
+
+        Args:
+            latent: ``z_0``, (B, C, H, W).
+            noise: Standard normal, broadcastable to ``latent``.
+            timestep: In [0, 1000].
+            visit: Called with each tap, block by block, and its map (B, D, h, w).
+        """
+        # Noising in float32: a bfloat16 latent keeps 8 bits, fewer than the image's own.
+        noisy = self.family.process.add_noise(latent.float(), noise.to(latent.device).float(), timestep)
+        self.family.read(noisy.to(self.family.dtype), timestep, visit)
+
+    def forward(self, latent: Tensor, noise: Tensor, timestep: float) -> dict[Tap, Tensor]:
+        """All taps of :meth:`read` at once."""
+        maps: dict[Tap, Tensor] = {}
+        self.read(latent, noise, timestep, maps.__setitem__)
+        return maps
+
+
+def pad_to_cells(images: Tensor, multiple: int) -> Tensor:
+    """Repeats the right and lower border until an image has whole cells.
+
+    Args:
+        images: (B, C, H, W).
+        multiple: Of pixels.
+
+    Returns:
+        (B, C, H', W'), H' and W' the next multiples.
+
+    Raises:
+        InputError: If an image is smaller than one cell.
+    """
+    height, width = images.shape[-2:]
+    if height < multiple or width < multiple:
+        raise InputError(
+            f'an image of {height}x{width} is smaller than one patch: this model needs at least '
+            f'{multiple}x{multiple} pixels'
+        )
+    bottom, right = -height % multiple, -width % multiple
+    return F.pad(images, (0, right, 0, bottom), mode='replicate') if bottom or right else images
+
+
+def align(maps: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """Crops the padding out of a map, to a fraction of a cell, and keeps its number of cells.
+
+    A head takes the cells of a map to divide the image evenly. Of a padded image they reach beyond it, and by up to
+    ``stride - 1`` pixels the prediction at the far border would come from the wrong place.
+
+    Args:
+        maps: (B, C, h, w), cells of ``stride`` pixels.
+        size: Height and width of the image without padding.
+        stride: Pixels per cell.
+
+    Returns:
+        (B, C, h, w), cells of ``size / (h, w)`` pixels, interpolated bilinearly; ``maps`` itself where nothing was
+        padded.
+    """
+    cells = maps.shape[-2:]
+    used = [length / (number * stride) for length, number in zip(size, cells, strict=True)]
+    if used == [1, 1]:
+        return maps
+    # In grid_sample's coordinates the map spans [-1, 1]; the image is the part of it that begins at -1.
+    row, column = (maps.new_tensor([share, share - 1]) for share in used)
+    zero = maps.new_zeros(())
+    theta = torch.stack([torch.stack([column[0], zero, column[1]]), torch.stack([zero, row[0], row[1]])])
+    grid = F.affine_grid(theta.expand(len(maps), -1, -1), list(maps.shape), align_corners=False)
+    return F.grid_sample(maps, grid, mode='bilinear', padding_mode='border', align_corners=False)
