@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import error_line, run_tool
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from mmaselect.diffusion.families import DiT
+from mmaselect.diffusion.families import DiT, SiT
 from mmaselect.diffusion.loading import initialise
 from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.taps import Tap
@@ -109,8 +111,6 @@ def test_the_whole_network_gives_equal_outputs(original, converted):
     config = json.loads((converted / 'transformer/config.json').read_text())
     assert (config['norm_eps'], config['timestep_freq_shift']) == (1e-6, 0)
     model = DiT.build(DiT.complete(config)).eval()
-    from safetensors.torch import load_file
-
     model.load_state_dict(load_file(converted / 'transformer/diffusion_pytorch_model.safetensors'))
     labels = torch.tensor([3, CLASSES])
     for time in (0, 7, 999):
@@ -138,10 +138,120 @@ def test_training_checkpoints_give_their_average(original, tmp_path):
     torch.save(content, tmp_path / 'train.pt')
     done = run_tool('model_converters/dit_to_diffusers.py', tmp_path / 'train.pt', tmp_path / 'out', '--heads', HEADS)
     assert done.returncode == 0, done.stderr
-    from safetensors.torch import load_file
-
     tensors = load_file(tmp_path / 'out/transformer/diffusion_pytorch_model.safetensors')
     assert torch.equal(tensors['proj_out_2.bias'], average['final_layer.linear.bias'])
+
+
+def test_time_that_runs_the_other_way(original, tmp_path, model_folder):
+    """REPA calls data time 0, and adds heads for its training."""
+    state = {**original.state_dict(), 'projectors.0.0.weight': torch.ones(3, 3), 'projectors.0.0.bias': torch.ones(3)}
+    content = dict(ema=state, args=argparse.Namespace(path_type='linear', num_classes=CLASSES))
+    torch.save(content, tmp_path / 'repa.pt')
+    done = run_tool('model_converters/dit_to_diffusers.py', tmp_path / 'repa.pt', tmp_path / 'out', '--heads', HEADS)
+    assert done.returncode == 0, done.stderr
+    assert '4 heads, REPA, data_time=0, path_type=Linear' in done.stdout
+    config = json.loads((tmp_path / 'out/transformer/config.json').read_text())
+    assert (config['data_time'], config['path_type']) == (0, 'Linear')
+    tap = Tap(1, 'query')
+    # The config says that it is a SiT, too.
+    spec = DiffusionSpec('auto', pretrained=tmp_path / 'out', vae=model_folder('DiT'))
+    assert spec.family is SiT
+    with torch.no_grad():
+        original(LATENT, torch.full((2,), 0.42), torch.full((2,), CLASSES))
+        expected = original.blocks[1].query.transpose(2, 3).flatten(1, 2)
+        actual = spec.load((tap,)).family(LATENT, 420)[tap].flatten(2)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'heads,flags,stored,expected',
+    [
+        ({}, [], {}, {}),
+        ({'ap_head.0.weight': torch.ones(2, 2)}, [], {}, dict(data_time=0)),
+        ({'projectors.0.weight': torch.ones(2, 2)}, ['--data-time', '1'], {}, dict(data_time=1)),
+        ({}, ['--data-time', '0', '--path-type', 'cosine'], {}, dict(data_time=0, path_type='GVP')),
+        ({}, [], dict(path_type='VP'), dict(path_type='VP')),
+        ({}, ['--path-type', 'Linear'], dict(path_type='VP'), dict(path_type='Linear')),
+    ],
+)
+def test_what_the_config_says_of_time_and_path(original, tmp_path, call_tool, heads, flags, stored, expected):
+    content = dict(model={**original.state_dict(), **heads}, args=argparse.Namespace(**stored))
+    torch.save(content, tmp_path / 'c.pt')
+    arguments = [tmp_path / 'c.pt', tmp_path / 'out', '--heads', HEADS, *flags]
+    assert call_tool('model_converters/dit_to_diffusers.py', *arguments).returncode == 0
+    config = json.loads((tmp_path / 'out/transformer/config.json').read_text())
+    assert {name: config[name] for name in ('data_time', 'path_type') if name in config} == expected
+
+
+def test_wrappers_and_half_precision(original, tmp_path, call_tool):
+    state = original.state_dict()
+    for number, (content, dtype) in enumerate(
+        [
+            ({f'module.{name}': value for name, value in state.items()}, torch.float16),
+            ({'state_dict': {f'module._orig_mod.{name}': value for name, value in state.items()}}, torch.bfloat16),
+            ({'ema_model': state, 'model': {name: value + 1 for name, value in state.items()}}, torch.float32),
+            (
+                {f'{kind}.{name}': value + add for kind, add in (('ema_model', 0), ('online_model', 1))
+                 for name, value in state.items()},
+                torch.float32,
+            ),
+        ]
+    ):  # fmt: skip
+        cast = lambda value: {k: cast(v) for k, v in value.items()} if isinstance(value, dict) else value.to(dtype)  # noqa: B023, E731
+        torch.save(cast(content), tmp_path / 'c.pt')
+        out = tmp_path / str(number)
+        done = call_tool('model_converters/dit_to_diffusers.py', tmp_path / 'c.pt', out, '--heads', HEADS)
+        assert done.returncode == 0, done.stderr
+        tensors = load_file(out / 'transformer/diffusion_pytorch_model.safetensors')
+        expected = state['blocks.1.mlp.fc1.weight'].to(dtype).float()
+        assert torch.equal(tensors['transformer_blocks.1.ff.net.0.proj.weight'], expected)
+
+
+def test_a_table_of_classes_without_a_null_row(original, tmp_path, call_tool):
+    state = original.state_dict()
+    name = 'y_embedder.embedding_table.weight'
+    state = {**state, name: state[name][:CLASSES]}
+    torch.save(dict(ema=state, args=argparse.Namespace(num_classes=CLASSES)), tmp_path / 'c.pt')
+    arguments = ['model_converters/dit_to_diffusers.py', tmp_path / 'c.pt', tmp_path / 'out', '--heads', HEADS]
+    line = error_line(call_tool(*arguments))
+    assert 'has 10 rows for 10 classes and was trained without a null class: give --null-class zero or' in line
+    assert 'num_classes=7 does not fit a table of 10 classes' in error_line(call_tool(*arguments, '--num-classes', 7))
+    for null, expected in (('zero', torch.zeros(WIDTH)), ('mean', state[name].mean(0))):
+        arguments[2] = tmp_path / null
+        assert call_tool(*arguments, '--null-class', null).returncode == 0
+        config = json.loads((tmp_path / null / 'transformer/config.json').read_text())
+        assert config['num_embeds_ada_norm'] == CLASSES
+        tensors = load_file(tmp_path / null / 'transformer/diffusion_pytorch_model.safetensors')
+        table = tensors['transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight']
+        assert torch.equal(table[:CLASSES], state[name])
+        torch.testing.assert_close(table[CLASSES], expected)
+
+
+def test_networks_that_are_no_dit(original, tmp_path, call_tool):
+    def convert(content):
+        torch.save(content, tmp_path / 'c.pt')
+        return error_line(
+            call_tool('model_converters/dit_to_diffusers.py', tmp_path / 'c.pt', tmp_path / 'out', '--heads', HEADS)
+        )
+
+    state = original.state_dict()
+    for name, said in (
+        ('feat_rope.freqs_cos', 'a rotary position embedding, as LightningDiT has'),
+        ('blocks.0.mlp.w12.weight', 'a SwiGLU, as LightningDiT has'),
+        ('blocks.0.attn.q_norm.weight', 'a norm of query or key, as LightningDiT has'),
+        ('bn.running_mean', 'a normalisation of the latents, as REPA-E has'),
+    ):
+        line = convert({**state, name: torch.ones(2)})
+        assert f"checkpoint has '{name}', {said}: there is no family for it yet" in line
+    assert 'c.pt holds a list, not tensors by name' in convert([state])
+    assert 'c.pt holds a dict, not tensors by name' in convert({'ema': {}, 'epoch': 3})
+    name = 'blocks.0.mlp.fc1.weight'
+    line = convert({**state, name: torch.ones(4 * WIDTH, WIDTH, dtype=torch.int8)})
+    assert f"checkpoint is quantised ('{name}' is torch.int8): give the unquantised one" in line
+    assert "path_type='spiral' of the checkpoint is not known; choose from: Linear" in convert(
+        dict(model=state, args=argparse.Namespace(path_type='spiral'))
+    )
+    assert 'it would run pathlib.' in convert({**state, 'extra': Path('a')})
 
 
 def test_what_is_no_such_checkpoint(original, tmp_path, call_tool):
@@ -152,8 +262,8 @@ def test_what_is_no_such_checkpoint(original, tmp_path, call_tool):
     state = original.state_dict()
     assert "checkpoint has no tensor 'pos_embed'" in convert({k: v for k, v in state.items() if k != 'pos_embed'})
     assert 'heads=None does not fit a width of 48: give --heads' in convert(state)
-    assert "checkpoint has a tensor 'blocks.0.attn.q_norm.weight' that" in convert(
-        {**state, 'blocks.0.attn.q_norm.weight': torch.ones(1)}, '--heads', '4'
+    assert "checkpoint has a tensor 'blocks.0.attn.gate.weight' that" in convert(
+        {**state, 'blocks.0.attn.gate.weight': torch.ones(1)}, '--heads', '4'
     )
     assert 'is not the sine-cosine one of DiT' in convert(
         {**state, 'pos_embed': state['pos_embed'] + 1}, '--heads', '4'
@@ -164,4 +274,4 @@ def test_what_is_no_such_checkpoint(original, tmp_path, call_tool):
     assert not (tmp_path / 'out').exists()
     (tmp_path / 'code.pt').write_bytes(b'cposix\nsystem\n(S"touch /tmp/never"\ntR.')
     line = error_line(call_tool('model_converters/dit_to_diffusers.py', tmp_path / 'code.pt', tmp_path / 'out'))
-    assert 'is not readable' in line
+    assert 'is not readable as weights: it would run posix.system, which is refused' in line

@@ -98,7 +98,7 @@ def test_converted_weights(write, marker, tmp_path, call_tool):
     assert not (tmp_path / 'out').exists()
 
 
-def test_pretrained_weights_are_never_a_pickle(marker, tmp_path):
+def test_pretrained_weights_run_nothing(marker, tmp_path):
     from conftest import ROOT
 
     from mmaselect.diffusion.model import DiffusionSpec
@@ -108,14 +108,26 @@ def test_pretrained_weights_are_never_a_pickle(marker, tmp_path):
     shutil.copytree(ROOT / ASSETS, folder)
     weights = folder / 'transformer/diffusion_pytorch_model.safetensors'
     spec = dict(type='SiT', pretrained=str(folder), latent='pixels')
-    # In place of the safetensors file, and beside it, as diffusers would take it.
+    # In place of the safetensors file, and as the .bin that diffusers would take.
     for write in (raw, zipped, legacy):
         write(weights, marker)
         with pytest.raises(InputError, match='is not a readable safetensors file'):
             DiffusionSpec.from_dict(spec).load([Tap(0, 'query')])
-    weights.rename(weights.with_suffix('.bin'))
-    with pytest.raises(InputError, match=r'has no .*safetensors \(weights are read from safetensors only\)'):
-        DiffusionSpec.from_dict(spec).load([Tap(0, 'query')])
+    weights.unlink()
+    for write, reason in (
+        (raw, 'it is no file of tensors'),
+        (zipped, r'it would run \w+\.mkdir'),
+        (legacy, 'it would run'),
+    ):
+        write(weights.with_suffix('.bin'), marker)
+        with pytest.raises(InputError, match=rf'is not readable as weights: {reason}'):
+            DiffusionSpec.from_dict(spec).load([Tap(0, 'query')])
+        for suffix in ('.ckpt', '.pt', '.pth'):
+            write(tmp_path / f'single{suffix}', marker)
+            for field in ('pretrained', 'vae'):
+                one = {**spec, 'latent': 'vae', field: str(tmp_path / f'single{suffix}')}
+                with pytest.raises(InputError, match=rf'is not readable as weights: {reason}'):
+                    DiffusionSpec.from_dict(one).load([Tap(0, 'query')])
 
 
 def test_prompts_and_cached_features(marker, tmp_path):
@@ -183,7 +195,7 @@ def test_a_shard_index_stays_in_its_folder(marker, tmp_path):
     ):
         index.write_text(json.dumps({'weight_map': {'a': shard}}))
         with pytest.raises(InputError, match='is not the name of a safetensors file'):
-            Source(str(folder)).tensors('transformer')
+            Source(str(folder)).weights('transformer')
 
 
 def test_a_zip_that_unpacks_to_more_than_it_is(tmp_path, digits, call_tool):

@@ -88,7 +88,7 @@ ENCODERS = {
 @torch.no_grad()
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('model', help='diffusers folder or hub id')
+    parser.add_argument('model', help='diffusers folder or hub id, or ID@REVISION')
     parser.add_argument('out', nargs='?', help='file to write; default: where the backbone looks for it')
     parser.add_argument('--prompt', default='', help='the prompt; empty by default')
     parser.add_argument('--revision', help='branch, tag or commit on the hub')
@@ -105,7 +105,7 @@ def main():
     import diffusers
 
     pipeline = getattr(diffusers, found).from_pretrained(
-        source.folder or args.model, revision=args.revision, vae=None, torch_dtype=parse_dtype(args.dtype),
+        source.folder or source.repository, revision=source.revision, vae=None, torch_dtype=parse_dtype(args.dtype),
         **{name: None for name in ('unet', 'transformer') if name in index},
     ).to(args.device)  # fmt: skip
     embeds = ENCODERS[found](pipeline, args.prompt, args.device)

@@ -32,16 +32,19 @@ def default_prompt_file(source: Source, prompt: str = '') -> Path:
 
     Returns:
         ``prompt_embeds.safetensors`` for the empty prompt, else a name with the first 12 digits of the text's SHA-256;
-        in the model's own folder, or, for a model on the hub, in ``$MMASELECT_CACHE`` (``~/.cache/mmaselect``) under
-        its id and revision.
+        in the model's own folder, beside a single file under the file's name, or, for a model on the hub, in
+        ``$MMASELECT_CACHE`` (``~/.cache/mmaselect``) under its id and revision.
     """
     name = PROMPT_FILE
     if prompt:
         name = f'prompt_embeds-{hashlib.sha256(prompt.encode()).hexdigest()[:12]}.safetensors'
-    if source.folder is not None:
-        return source.folder / name
+    if source.single:
+        name = f'{Path(source.single).stem}.{name}'
+    if source.repository is None:
+        assert source.folder is not None
+        return source.folder / source.subfolder / name
     cache = Path(os.environ.get('MMASELECT_CACHE', Path.home() / '.cache' / 'mmaselect'))
-    return cache / source.name / (source.revision or '') / name
+    return cache / source.repository / (source.revision or '') / source.subfolder / name
 
 
 def save_prompt(path: str | Path, embeds: dict[str, Tensor], prompt: str, model: str) -> None:
@@ -129,10 +132,13 @@ def load_prompt(prompt: str | None, source: Source | None, widths: dict[str, int
     text = prompt or ''
     file = default_prompt_file(source, text)
     if not file.is_file():
-        asked = f' --prompt {shlex.quote(text)}' if text else ''
+        asked = f' --revision {source.revision}' if source.revision else ''
+        asked += f' --prompt {shlex.quote(text)}' if text else ''
+        # A single file has no text encoders that transformers could load.
+        model = f'DIFFUSERS_FOLDER {file}' if source.single else source.repository or source.name
         raise InputError(
             f'prompt={prompt!r}: {source.name!r} has no {file}; write it with '
-            f"`python tools/encode_prompt.py {source.name}{asked}`, give another file, or set prompt='zeros'"
+            f"`python tools/encode_prompt.py {model}{asked}`, give another file, or set prompt='zeros'"
         )
     return _check(read_prompt(file, text), str(file), widths)
 

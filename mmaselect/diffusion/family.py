@@ -142,13 +142,14 @@ class Family(nn.Module, ABC):
         return getattr(diffusers, cls.class_names[0])
 
     @classmethod
-    def make_process(cls, scheduler: dict[str, Any], shift: float) -> ForwardProcess:
+    def make_process(cls, scheduler: dict[str, Any], shift: float, config: Any = None) -> ForwardProcess:
         """Makes the forward process.
 
         Args:
             scheduler: A ``scheduler_config.json``, for DDPM's betas; empty if there is none. Its sampling shift is
                 not applied.
             shift: Resolution shift of a rectified flow; DDPM has none.
+            config: Of the network.
 
         Raises:
             InputError: If there is a shift where there is none.
@@ -193,6 +194,11 @@ class Family(nn.Module, ABC):
     def latent_channels(cls, config: Any) -> int:
         """Channels of the latent."""
         return config['in_channels']
+
+    @classmethod
+    def latent_scale(cls, config: Any) -> tuple[float, float] | None:
+        """``scaling_factor`` and ``shift_factor`` of its VAE, which an original file does not say; None if unknown."""
+        return None
 
     @classmethod
     def side(cls, config: Any) -> int:

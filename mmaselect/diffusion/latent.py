@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.loading import Identity, Source, add_random, load_into
+from mmaselect.diffusion.loading import Identity, Source, Tensors, add_random, load_into
+from mmaselect.diffusion.single_file import convert_vae
 from mmaselect.diffusion.tiny import build_encoder, find_raw, raw_config
 from mmaselect.errors import InputError
 
@@ -320,10 +321,17 @@ def rename_attention(name: str) -> str:
     return name
 
 
-def find_vae(vae: str | Path) -> tuple[Source, str]:
-    """Where an autoencoder lies: a pipeline folder with the subfolder ``'vae'``, or its own folder and ``''``."""
-    source = Source(vae, 'vae')
-    return source, 'vae' if source.find('vae/config.json') else ''
+def find_vae(vae: str | Path, **options: Any) -> tuple[Source, str]:
+    """Where an autoencoder lies: a pipeline folder with the subfolder ``'vae'``, or its own folder, or its own file.
+
+    Args:
+        vae: Folder, file or hub id.
+        **options: Of :class:`~mmaselect.diffusion.hub.Source`.
+    """
+    source = Source(vae, 'vae', **options)
+    if source.single is None and source.find(source.join('vae/config.json')):
+        return source, source.join('vae')
+    return source, source.subfolder
 
 
 def read_vae_config(source: Source, subfolder: str) -> dict[str, Any]:
@@ -337,12 +345,16 @@ def read_vae_config(source: Source, subfolder: str) -> dict[str, Any]:
         InputError: If the folder holds no autoencoder that is known.
     """
     raw = None if subfolder else find_raw(source)
-    config = raw_config(raw) if raw else source.read_json(f'{subfolder}/config.json' if subfolder else 'config.json')
+    if raw:
+        return raw_config(raw)
+    if source.single:
+        return convert_vae(source)[0]
+    config = source.read_json(f'{subfolder}/config.json' if subfolder else 'config.json')
     found = None if config is None else config.get('_class_name')
     if config is None or found not in ENCODERS:
         raise InputError(
-            f'{source.field}={source.name!r} holds {found!r}; a VAE of class {" or ".join(ENCODERS)} is expected, or a '
-            'TAESD folder with one *_encoder.safetensors'
+            f'{source.field}={source.name!r} holds {found!r}; a VAE of class {" or ".join(ENCODERS)} is expected, its '
+            'original file, or a TAESD folder with one *_encoder.safetensors'
         )
     return config
 
@@ -354,6 +366,7 @@ def load_vae(
     dtype: torch.dtype,
     variant: str | None = None,
     statistics: tuple[list, list] | None = None,
+    scale: tuple[float, float] | None = None,
 ) -> Autoencoder:
     """Reads the encoder of an autoencoder.
 
@@ -365,18 +378,30 @@ def load_vae(
         variant: As diffusers' argument.
         statistics: Mean and standard deviation per channel, see :func:`check_statistics`; None for those of the
             config, if it has any.
+        scale: ``scaling_factor`` and ``shift_factor`` of an original file, which does not say them.
 
     Raises:
         InputError: If the folder holds no such autoencoder, or its config has statistics that cannot be used.
     """
     config = read_vae_config(source, subfolder)
+    if source.single and config['_class_name'] == VAEEncoder.kind:
+        if scale is None:
+            raise InputError(
+                f'{source.field}={source.name!r} is a single file, which does not say the scale of its latents, and '
+                'that of this family is not known: give the diffusers folder of the VAE'
+            )
+        config = {**config, 'scaling_factor': scale[0], 'shift_factor': scale[1]}
     with torch.device('meta'):
         encoder = ENCODERS[config['_class_name']](config)
     if dtype == torch.float16 and encoder.config['force_upcast']:
         dtype = torch.float32
     raw = None if subfolder else find_raw(source)
-    rename = 'encoder.layers.{}'.format if raw else rename_attention
-    load_into(encoder, raw or source.tensors(subfolder, variant), identity, 'vae', dtype, rename)
+    if source.single and not raw:
+        load_into(encoder, convert_vae(source)[1], identity, 'vae', dtype, rename_attention)
+    else:
+        rename = 'encoder.layers.{}'.format if raw else rename_attention
+        tensors = raw or Tensors(source, source.weights(subfolder, variant))
+        load_into(encoder, tensors, identity, 'vae', dtype, rename)
     where = f'config.json of {source.field}={source.name!r}: '
     config = encoder.config
     own = check_statistics(config.get('latents_mean'), config.get('latents_std'), encoder.channels, where)

@@ -1,28 +1,34 @@
-"""From a diffusers folder or hub id to modules, reading no more than what will run.
-
-The folder is what ``save_pretrained`` of a diffusers pipeline writes: ``transformer/``, ``vae/`` and ``scheduler/``,
-each with a ``config.json`` and safetensors, sharded or not.
-"""
+"""From files of weights to modules, reading no more than what will run; where the files are is in ``hub.py``."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
-import json
 import re
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mmaselect.diffusion.hub import EMBEDDED, WEIGHTS, Source
 from mmaselect.diffusion.noise import seeded_noise
 from mmaselect.errors import InputError, unknown
 
-#: Prefix of the models that come inside the package.
-EMBEDDED = 'mmaselect://'
-WEIGHTS = 'diffusion_pytorch_model'
+__all__ = ['EMBEDDED', 'WEIGHTS', 'Identity', 'Source', 'Tensors', 'load_into']
+
+#: Dicts that wrappers of training scripts put around the tensors, the averaged ones first, and what they put before
+#: the names.
+WRAPPERS = ('ema', 'ema_model', 'model_ema', 'state_dict_ema', 'state_dict', 'model', 'module')
+PREFIXES = ('module.', '_orig_mod.')
+#: Tensors that quantised files have beside their weights: of bitsandbytes, fp8 with scales, quanto, GPTQ and AWQ.
+SCALES = re.compile(
+    r'(.*\.)?(absmax|nested_absmax|quant_map|nested_quant_map|quant_state\..*|SCB|weight_format|scaled_fp8|'
+    r'scale_weight|scale_input|weight_scale(_inv|_2)?|input_scale|_scale|_data|qweight|qzeros|wscales)'
+)
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
@@ -39,116 +45,90 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[dtype]
 
 
-class Source:
-    """A diffusers model folder, on this machine or on the hub.
-
-    Args:
-        pretrained: A folder, a hub id (``'stabilityai/stable-diffusion-3.5-medium'``), or the name of a model inside
-            this package (``'mmaselect://dit-nano_digits'``).
-        field: Name of the config field, for messages.
-        revision: Branch, tag or commit on the hub.
+def read_pickle(path: Path) -> Any:
+    """Reads what ``torch.save`` wrote, with ``weights_only=True``: no code of the file runs.
 
     Raises:
-        InputError: If it is neither a folder nor of the form of a hub id.
+        InputError: If it is none, or holds more than tensors and plain values.
     """
+    try:
+        # Training scripts store their argparse.Namespace: a plain holder of values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # Of a zip file only the tensors that are used are read from the disk.
+            return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:
+        named = re.search(r'GLOBAL (\S+)', str(error))
+        reason = f'it would run {named[1]}, which is refused' if named else 'it is no file of tensors'
+        raise InputError(f'{path} is not readable as weights: {reason}; a .safetensors file runs nothing') from error
 
-    def __init__(self, pretrained: str | Path, field: str = 'pretrained', revision: str | None = None) -> None:
-        self.name = str(pretrained)
-        self.field = field
-        self.revision = revision
-        folder = Path(self.name).expanduser()
-        if self.name.startswith(EMBEDDED):
-            folder = Path(__file__).parents[1] / 'assets' / self.name.removeprefix(EMBEDDED)
-        self.folder = folder if folder.is_dir() else None
-        if self.folder is None and not re.fullmatch(r'[\w.-]+/[\w.-]+', self.name):
-            raise InputError(
-                f'{field}={self.name!r} is not a folder (a diffusers model folder or a hub id is expected)'
-            )
 
-    def find(self, path: str) -> Path | None:
-        """Finds a file of the model, downloading it if the model is on the hub.
+def unwrap(content: Any, path: str | Path) -> dict[str, Tensor]:
+    """Takes the tensors out of a checkpoint, averaged ones before others, and wrappers off their names.
 
-        Args:
-            path: Path inside the model folder, with forward slashes.
+    Raises:
+        InputError: If there are none.
+    """
+    while isinstance(content, dict):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f'{path} holds a {type(content).__name__}, not tensors by name')
+    tensors = {bare(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    # A library of averages keeps both models in one dict.
+    averaged = {name: value for name, value in tensors.items() if name.startswith('ema_model.')}
+    return {bare(name.removeprefix('ema_model.')): value for name, value in averaged.items()} or tensors
 
-        Returns:
-            The file, or None if the model has no such file.
 
-        Raises:
-            InputError: If the hub cannot be reached or does not know the model.
-        """
-        if self.folder is not None:
-            file = self.folder / path
-            return file if file.is_file() else None
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+def bare(name: str) -> str:
+    """The name of a tensor without what ``DistributedDataParallel`` and ``torch.compile`` put before it."""
+    while name.startswith(PREFIXES):
+        name = name.partition('.')[2]
+    return name
 
-        try:
-            return Path(hf_hub_download(self.name, path, revision=self.revision))
-        except LocalEntryNotFoundError as error:
-            # Without the network a file that the model never had and one that was never fetched look alike. Of a model
-            # that is in the cache, the first is meant: a missing weight file is reported by whoever needs it.
-            if self._is_cached():
-                return None
-            raise self._unreachable(error) from error
-        except EntryNotFoundError:
-            return None
-        except Exception as error:  # the hub's client raises from several libraries below it
-            raise self._unreachable(error) from error
 
-    def _is_cached(self) -> bool:
-        from huggingface_hub import constants
-        from huggingface_hub.file_download import repo_folder_name
+class Pickled:
+    """The file of ``torch.save`` as safetensors has files."""
 
-        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.name, repo_type='model')
-        return (folder / 'snapshots').is_dir()
+    def __init__(self, path: Path) -> None:
+        self._tensors = unwrap(read_pickle(path), path)
 
-    def _unreachable(self, error: Exception) -> InputError:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return InputError(f'{self.field}={self.name!r} is neither a folder here nor to be had from the hub: {reason}')
+    def keys(self) -> Iterable[str]:
+        """Names of the tensors."""
+        return self._tensors
 
-    def read_json(self, path: str) -> dict[str, Any] | None:
-        """Reads a JSON file of the model; None if there is none.
+    def get_slice(self, name: str) -> Pickled.Slice:
+        """A tensor that is not read yet."""
+        return self.Slice(self._tensors[name])
 
-        Raises:
-            InputError: If the file does not hold a JSON object.
-        """
-        file = self.find(path)
-        if file is None:
-            return None
-        try:
-            content = json.loads(file.read_text(encoding='utf-8'))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f'{file} is not valid JSON: {error}') from error
-        if not isinstance(content, dict):
-            raise InputError(f'{file} holds a {type(content).__name__}; a JSON object is expected')
-        return content
+    def get_tensor(self, name: str) -> Tensor:
+        """Reads a tensor; the copy does not depend on the file any more."""
+        return self._tensors[name].clone()
 
-    def tensors(self, subfolder: str, variant: str | None = None) -> Tensors:
-        """Opens the safetensors of a subfolder.
+    class Slice:
+        """A tensor of which only the shape is known."""
 
-        Args:
-            subfolder: ``'transformer'`` or ``'vae'``; empty for the folder itself.
-            variant: As diffusers' argument: ``'fp16'`` reads ``diffusion_pytorch_model.fp16.safetensors``.
+        def __init__(self, tensor: Tensor) -> None:
+            self._shape = list(tensor.shape)
 
-        Raises:
-            InputError: If there are none.
-        """
-        middle = f'.{variant}' if variant else ''
-        prefix = f'{subfolder}/' if subfolder else ''
-        single = f'{prefix}{WEIGHTS}{middle}.safetensors'
-        index = self.read_json(f'{prefix}{WEIGHTS}.safetensors.index{middle}.json')
-        if index is None:
-            if self.find(single) is None:
-                raise InputError(f'{self.field}={self.name!r} has no {single} (weights are read from safetensors only)')
-            return Tensors(self, {None: single})
-        shards = index.get('weight_map')
-        if not isinstance(shards, dict) or not shards:
-            raise InputError(f'{self.field}={self.name!r}: the index of {subfolder} has no weight_map')
-        for shard in set(shards.values()):
-            if not isinstance(shard, str) or not re.fullmatch(r'[\w.-]+\.safetensors', shard):
-                raise InputError(f'{self.field}={self.name!r}: shard {shard!r} is not the name of a safetensors file')
-        return Tensors(self, {key: f'{prefix}{shard}' for key, shard in shards.items()})
+        def get_shape(self) -> list[int]:
+            """Its shape."""
+            return self._shape
+
+
+class TensorReader(Protocol):
+    """Tensors by name, read one at a time."""
+
+    source: Source
+
+    def names(self) -> set[str]:
+        """Names of all tensors, without reading one."""
+        ...
+
+    def get(self, name: str) -> Tensor:
+        """Reads one tensor, on the CPU, in the dtype of the file."""
+        ...
 
 
 class Tensors:
@@ -166,16 +146,21 @@ class Tensors:
 
     def _handle(self, path: str) -> Any:
         if path not in self._open:
-            from safetensors import safe_open
-
             file = self.source.find(path)
             if file is None:
                 raise InputError(f'{self.source.field}={self.source.name!r} lacks its shard {path}')
-            try:
-                self._open[path] = safe_open(str(file), framework='pt')
-            except Exception as error:
-                raise InputError(f'{file} is not a readable safetensors file (truncated?): {error}') from error
+            self._open[path] = self._open_file(file, Path(path).suffix)
         return self._open[path]
+
+    def _open_file(self, file: Path, suffix: str) -> Any:
+        if suffix != '.safetensors':
+            return Pickled(file)
+        from safetensors import safe_open
+
+        try:
+            return safe_open(str(file), framework='pt')
+        except Exception as error:
+            raise InputError(f'{file} is not a readable safetensors file (truncated?): {error}') from error
 
     def names(self) -> set[str]:
         """Names of all tensors, without reading one."""
@@ -233,7 +218,7 @@ class Identity:
 
 def load_into(
     module: nn.Module,
-    tensors: Tensors,
+    tensors: TensorReader,
     identity: Identity,
     role: str,
     dtype: torch.dtype,
@@ -250,9 +235,12 @@ def load_into(
         rename: Maps a name in the file to a name in the module, for older formats.
 
     Raises:
-        InputError: If a tensor is missing or has another shape.
+        InputError: If a tensor is missing or has another shape, or the file is quantised.
     """
     in_file = {rename(name) if rename else name: name for name in tensors.names()}
+    quantised = next((name for name in sorted(in_file) if SCALES.fullmatch(name)), None)
+    if quantised:
+        raise is_quantised(tensors.source, f'tensor {quantised!r}')
     wanted = module.state_dict()
     missing = sorted(set(wanted) - set(in_file))
     if missing:
@@ -271,9 +259,18 @@ def load_into(
                 f'{role} of {tensors.source.field}={tensors.source.name!r}: tensor {name!r} is {tuple(value.shape)}, '
                 f'expected {tuple(wanted[name].shape)}'
             )
+        if wanted[name].is_floating_point() and not value.is_floating_point():
+            raise is_quantised(tensors.source, f'tensor {name!r} of {value.dtype}')
         identity.add(f'{role}.{name}', value)
         loaded[name] = value.to(dtype) if value.is_floating_point() else value
     module.load_state_dict(loaded, strict=True, assign=True)
+
+
+def is_quantised(source: Source, found: str) -> InputError:
+    """Makes the error for weights that are quantised, from what gave them away."""
+    return InputError(
+        f'{source.field}={source.name!r} is quantised ({found}): its numbers are no weights; give the unquantised model'
+    )
 
 
 class EmptyParameters(TorchFunctionMode):
@@ -323,15 +320,17 @@ def initialise(module: nn.Module, seed: int) -> None:
         parameter.copy_(value)
 
 
-def check_class(config: dict[str, Any], allowed: Iterable[str], source: str, family: str) -> None:
-    """Rejects a folder that holds a model of another family.
+def check_class(config: dict[str, Any], allowed: Iterable[str], source: Source, family: str) -> None:
+    """Rejects a folder that holds a model of another family, or a quantised one.
 
     Raises:
-        InputError: If ``_class_name`` is not one of ``allowed``.
+        InputError: If ``_class_name`` is not one of ``allowed``, or there is a ``quantization_config``.
     """
     allowed = tuple(allowed)
+    if config.get('quantization_config'):
+        raise is_quantised(source, 'its config.json has a quantization_config')
     if config.get('_class_name') not in allowed:
         raise InputError(
-            f'pretrained={source!r} holds a {config.get("_class_name")!r}, which is not of family {family} '
+            f'pretrained={source.name!r} holds a {config.get("_class_name")!r}, which is not of family {family} '
             f'(expected {" or ".join(allowed)})'
         )

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from mmaselect.diffusion.acceleration import check_attention, check_compile
 from mmaselect.diffusion.families import FAMILIES
+from mmaselect.diffusion.families.dit import FREQUENCY_SHIFT
+from mmaselect.diffusion.families.sit import DATA_TIME, PATH_TYPE
+from mmaselect.diffusion.family import Family
 from mmaselect.diffusion.latent import (
     VAE_CONFIGS,
     LatentEncoder,
@@ -27,6 +30,8 @@ from mmaselect.diffusion.loading import (
     EmptyParameters,
     Identity,
     Source,
+    TensorReader,
+    Tensors,
     add_random,
     check_class,
     load_into,
@@ -34,6 +39,7 @@ from mmaselect.diffusion.loading import (
 )
 from mmaselect.diffusion.network import drop_unused
 from mmaselect.diffusion.reader import FrozenDiffusion
+from mmaselect.diffusion.single_file import convert_network, has_vae, infer_network
 from mmaselect.diffusion.taps import Tap, make_alternatives
 from mmaselect.errors import InputError, check_choice, check_count, check_fields, check_flag, check_number
 
@@ -60,13 +66,14 @@ class DiffusionSpec:
     """A ``diffusion=dict(...)`` entry of a config, checked, its ``config.json`` read, its weights not yet.
 
     Args:
-        type: Family: ``'SD3'``, ``'DiT'`` or ``'SiT'``.
-        pretrained: diffusers folder, hub id or ``'mmaselect://NAME'``. None gives random weights, which need ``arch``.
+        type: Family: ``'SD3'``, ``'DiT'``, ... or ``'auto'`` for what ``model_index.json`` or ``config.json`` says.
+        pretrained: diffusers folder, hub id, ``'mmaselect://NAME'`` or a single file in the original layout, see
+            :class:`~mmaselect.diffusion.hub.Source`. None gives random weights, which need ``arch``.
         arch: Architecture for random weights: a name the family knows (``'sd3.5-medium'``) or a dict of arguments of
-            the diffusers class.
+            the diffusers class. Also of a single file, where its tensors alone do not tell.
         latent: ``'vae'``, ``'pixels'``, or ``'auto'``: the folder's ``vae/``, or what ``vae`` names.
-        vae: Folder or hub id of the VAE, where ``pretrained`` has none of its own: diffusers' ``AutoencoderKL`` or
-            ``AutoencoderTiny``, or a folder of the TAESD project.
+        vae: Folder, hub id or original file of the VAE, where ``pretrained`` has none of its own: diffusers'
+            ``AutoencoderKL`` or ``AutoencoderTiny``, or a folder of the TAESD project.
         latents_mean: Mean of each channel of the latent, subtracted; one number per channel. None for what
             ``vae/config.json`` says, or the shift of all channels that it has.
         latents_std: Standard deviation of each channel, divided by; goes with ``latents_mean``.
@@ -79,8 +86,14 @@ class DiffusionSpec:
             ``'math'``.
         compile: Compile the blocks: False, True or ``'max-autotune'``. The first images take longer for it.
         device: Where the weights go; None leaves them on the CPU for the runner to move.
-        variant: Variant of the weight files, as in diffusers.
-        revision: Revision on the hub.
+        variant: Variant of the weight files, as in diffusers; a part that has none of it is read without.
+        revision: Revision of ``pretrained`` on the hub.
+        subfolder: Where the model is in ``pretrained``.
+        token: For the hub.
+        cache_dir: Of the hub's files.
+        local_files_only: Never ask the hub, read what its cache has.
+        timestep_freq_shift: Of DiT and SiT, see :meth:`~mmaselect.diffusion.families.DiT.build`; None for what
+            ``config.json`` says.
         seed: Seed of random weights.
 
     Raises:
@@ -105,32 +118,54 @@ class DiffusionSpec:
         device: str | torch.device | None = None,
         variant: str | None = None,
         revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        timestep_freq_shift: int | None = None,
         seed: int = 0,
     ) -> None:
-        check_choice(type, 'diffusion.type', FAMILIES)
+        check_choice(type, 'diffusion.type', [*FAMILIES, 'auto'])
         check_choice(latent, 'latent', ('auto', 'vae', 'pixels'))
         for field, value in (('pretrained', pretrained), ('vae', vae)):
             if value is not None and (not isinstance(value, (str, Path)) or not str(value)):
                 raise InputError(f'{field}={value!r} is not valid: give a folder or a hub id')
+        for field, value in (('revision', revision), ('subfolder', subfolder), ('variant', variant)):
+            if value is not None and not isinstance(value, str):
+                raise InputError(f'{field}={value!r} is not valid: give a text')
+        if cache_dir is not None and not isinstance(cache_dir, (str, Path)):
+            raise InputError(f'cache_dir={cache_dir!r} is not valid: give a folder')
+        if token is not None and not isinstance(token, (str, bool)):
+            raise InputError('token is not valid: give a text, or leave it out and set HF_TOKEN')
         check_flag(normalised_qk, 'normalised_qk')
+        check_flag(local_files_only, 'local_files_only')
         check_number(shift, 'shift', 0, open_low=True)
         check_count(seed, 'seed', 0)
         check_device(device)
-        if (pretrained is None) == (arch is None):
-            raise InputError(f'pretrained={pretrained!r}, arch={arch!r}: give exactly one of them')
-        self.family = FAMILIES[type]
+        hub: dict[str, Any] = dict(token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+        self.source = None if pretrained is None else Source(pretrained, 'pretrained', revision, subfolder, **hub)
+        if (pretrained is None) == (arch is None) and not (self.source and self.source.single):
+            raise InputError(
+                f'pretrained={pretrained!r}, arch={arch!r}: give exactly one of them (both only with a single file)'
+            )
         self.prompt, self.shift, self.normalised_qk = prompt, shift, normalised_qk
         self.dtype, self.device, self.variant, self.seed = parse_dtype(dtype), device, variant, seed
         check_compile(compile)
         self.attention, self.compile = check_attention(attention), compile
-        self.source = None if pretrained is None else Source(pretrained, 'pretrained', revision)
-        self.config = self.family.complete(self._read_config(arch))
+        #: Where the network is in ``source``.
+        self.folder = ''
+        self.family, config = self._read_config(type, arch)
+        if timestep_freq_shift is not None:
+            if FREQUENCY_SHIFT not in self.family.known_fields():
+                raise InputError(f'{FREQUENCY_SHIFT}={timestep_freq_shift!r} is not valid for {self.family.name}')
+            config[FREQUENCY_SHIFT] = check_choice(timestep_freq_shift, FREQUENCY_SHIFT, (0, 1))
+        self.config = self.family.complete(config)
         for name in SIZES:
             value = self.config.get(name)
             for one in value if isinstance(value, (list, tuple)) else [value]:
                 if one is not None:
                     check_count(one, name)
-        self.latent, self.vae = self._resolve_latent(latent, vae)
+        self.latent, self.vae = self._resolve_latent(latent, vae, hub)
         self.statistics = check_statistics(latents_mean, latents_std, self.family.latent_channels(self.config))
         if self.statistics is not None and self.latent == 'pixels':
             raise InputError(
@@ -148,30 +183,47 @@ class DiffusionSpec:
             raise InputError(f'diffusion has no type; choose from: {", ".join(FAMILIES)}')
         return cls(**config)
 
-    def _read_config(self, arch: str | dict[str, Any] | None) -> dict[str, Any]:
+    def _read_config(self, type: str, arch: str | dict[str, Any] | None) -> tuple[type[Family], dict[str, Any]]:
+        families: list[Any] = list(FAMILIES.values()) if type == 'auto' else [FAMILIES[type]]
+        family = families[0]
         if self.source is None:
+            if type == 'auto':
+                raise InputError("diffusion.type='auto' needs pretrained: with arch alone, name the family")
             if isinstance(arch, dict):
-                return dict(check_fields(arch, 'arch', self.family.known_fields(), ''))
-            return dict(self.family.architectures[check_choice(arch, 'arch', self.family.architectures)])
-        config = self.source.read_json(f'{self.family.folder}/config.json')
-        if config is None:
-            raise InputError(f'pretrained={self.source.name!r} has no {self.family.folder}/config.json')
-        check_class(config, self.family.class_names, self.source.name, self.family.name)
-        return config
+                return family, dict(check_fields(arch, 'arch', family.known_fields(), ''))
+            return family, dict(family.architectures[check_choice(arch, 'arch', family.architectures)])
+        if self.source.single:
+            family, config = infer_network(self.source, families, arch)
+            return (choose_family(family.class_names[0], {}, self.source) if type == 'auto' else family), config
+        folders = list(dict.fromkeys(family.folder for family in families))
+        found = self.source.locate(folders)
+        if found is None:
+            raise self.source.lacks(' or '.join(f'{self.source.join(folder)}/config.json' for folder in folders))
+        # What is beside the network is in the pipeline's folder, even if the network alone was named.
+        self.folder, self.source.subfolder, config = found
+        if type == 'auto':
+            family = choose_family(config.get('_class_name'), config, self.source)
+        check_class(config, family.class_names, self.source, family.name)
+        return family, config
 
-    def _resolve_latent(self, latent: str, vae: str | Path | None) -> tuple[str, tuple[Source, str] | None]:
+    def _resolve_latent(
+        self, latent: str, vae: str | Path | None, hub: dict[str, Any]
+    ) -> tuple[str, tuple[Source, str] | None]:
         """Settles where latents come from: ``'pixels'``, or ``'vae'`` with its folder (None for a random one)."""
         if latent == 'pixels':
             return latent, None
         if vae is not None:
-            return 'vae', find_vae(vae)
+            return 'vae', find_vae(vae, **hub)
         if self.source is None:
             return 'vae', None
-        if self.source.find('vae/config.json') is None:
-            raise InputError(
-                f"pretrained={self.source.name!r} has no vae/: name one with vae='...', or set latent='pixels'"
-            )
-        return 'vae', (self.source, 'vae')
+        if self.source.single:
+            folder, there = '', has_vae(self.source)
+        else:
+            folder = self.source.join('vae')
+            there = self.source.find(f'{folder}/config.json') is not None
+        if not there:
+            raise self.source.lacks('vae/', ": name one with vae='...', or set latent='pixels'")
+        return 'vae', (self.source, folder)
 
     @property
     def num_blocks(self) -> int:
@@ -238,10 +290,11 @@ class DiffusionSpec:
         if self.source is None:
             transformer = add_random(transformer, identity, 'transformer', self.seed, self.dtype)
         else:
-            tensors = self.source.tensors(self.family.folder, self.variant)
-            load_into(transformer, tensors, identity, 'transformer', self.dtype)
-        scheduler = self.source.read_json('scheduler/scheduler_config.json') if self.source else None
-        process = self.family.make_process(scheduler or {}, self.shift)
+            load_into(transformer, self._tensors(self.source), identity, 'transformer', self.dtype)
+        scheduler = None
+        if self.source is not None and not self.source.single:
+            scheduler = self.source.read_json(self.source.join('scheduler/scheduler_config.json'))
+        process = self.family.make_process(scheduler or {}, self.shift, self.config)
         prompt = self._load_prompt(identity, transformer.config)
         family = self.family(transformer, tuple(taps), process, self.normalised_qk, prompt)
         family.accelerate(self.attention, self.compile)
@@ -251,6 +304,11 @@ class DiffusionSpec:
             raise InputError(f'the latent has {encoder.channels} channels; {self.family.name} expects {expected}')
         model = FrozenDiffusion(encoder, family, identity)
         return model if self.device is None else model.to(self.device)
+
+    def _tensors(self, source: Source) -> TensorReader:
+        if source.single:
+            return convert_network(source, self.family, self.config)
+        return Tensors(source, source.weights(self.folder, self.variant))
 
     def _load_prompt(self, identity: Identity, config: Any) -> dict[str, Tensor] | None:
         widths = self.family.prompt_widths(config)
@@ -272,4 +330,30 @@ class DiffusionSpec:
             encoder = random_vae(self.family.latent_channels(self.config), identity, self.seed, self.dtype)
             standardise(encoder, self.statistics, identity)
             return encoder
-        return load_vae(*self.vae, identity, self.dtype, self.variant, self.statistics)
+        scale = self.family.latent_scale(self.config)
+        return load_vae(*self.vae, identity, self.dtype, self.variant, self.statistics, scale)
+
+
+def choose_family(kind: Any, config: dict[str, Any], source: Source) -> type[Family]:
+    """The family of a diffusers class.
+
+    Args:
+        kind: Name of the class.
+        config: The ``config.json``.
+        source: Of the model, for ``model_index.json``.
+
+    Raises:
+        InputError: If there is none, or more than one.
+    """
+    fitting = [family for family in FAMILIES.values() if kind in family.class_names]
+    if len(fitting) > 1:
+        # DiT and SiT are one network.
+        index = None if source.single else source.read_json(source.join('model_index.json'))
+        marked = 'SiT' if {DATA_TIME, PATH_TYPE} & set(config) else (index or {}).get('_class_name', '')
+        fitting = [family for family in fitting if marked in (family.name, f'{family.name}Pipeline')]
+    if len(fitting) != 1:
+        raise InputError(
+            f"diffusion.type='auto': {source.field}={source.name!r} holds a {kind!r}, which does not tell its family: "
+            f'give one of {", ".join(FAMILIES)}'
+        )
+    return fitting[0]

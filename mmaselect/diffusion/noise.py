@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -70,6 +71,44 @@ class RectifiedFlow:
         """
         sigma = self.sigma(timestep)
         return (1 - sigma) * latent + sigma * noise
+
+
+def gvp(u: float) -> tuple[float, float]:
+    """SiT's generalised variance-preserving path (REPA's ``cosine``): ``cos(pi u / 2)`` and ``sin(pi u / 2)``."""
+    return math.cos(math.pi * u / 2), math.sin(math.pi * u / 2)
+
+
+def vp(u: float) -> tuple[float, float]:
+    """SiT's variance-preserving path, betas from 0.1 to 20: ``exp(l)``, ``sqrt(1 - exp(2 l))``, see arXiv 2401.08740.
+
+    ``l = -u^2 (20 - 0.1) / 4 - u 0.1 / 2``; at ``u = 1`` a share of 0.0066 of the data is left.
+    """
+    log = -(u**2) * (20 - 0.1) / 4 - u * 0.1 / 2
+    return math.exp(log), (1 - math.exp(2 * log)) ** 0.5
+
+
+#: Paths of SiT beside the linear one: shares of data and noise at ``u = timestep / 1000``.
+PATHS: dict[str, Callable[[float], tuple[float, float]]] = {'GVP': gvp, 'VP': vp}
+
+
+class Interpolant:
+    """Curved path between data and noise, ``z_t = a(u) z_0 + s(u) eps`` with ``u = t / 1000`` (SiT).
+
+    Args:
+        path: ``'GVP'`` or ``'VP'``.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = check_choice(path, 'path_type', PATHS)
+
+    def network_timestep(self, timestep: float) -> float:
+        """Timestep that the network is told: the user's."""
+        return check_timestep(timestep)
+
+    def add_noise(self, latent: Tensor, noise: Tensor, timestep: float) -> Tensor:
+        """Noises a latent, see :meth:`RectifiedFlow.add_noise`."""
+        data, share = PATHS[self.path](check_timestep(timestep) / 1000)
+        return data * latent + share * noise
 
 
 class DDPM:

@@ -74,9 +74,10 @@ def build_encoder(config: dict[str, Any]) -> nn.Module:
 
 def find_raw(source: Source) -> Tensors | None:
     """Opens the ``*_encoder.safetensors`` of a folder without ``config.json``; None unless there is exactly one."""
-    if source.folder is None or source.find('config.json') is not None:
+    if source.folder is None or (not source.single and source.find('config.json') is not None):
         return None
-    files = list(source.folder.glob('*_encoder.safetensors'))
+    files = list(source.folder.glob(source.single or '*_encoder.safetensors'))
+    files = [file for file in files if file.name.endswith('_encoder.safetensors')]
     return Tensors(source, {None: files[0].name}) if len(files) == 1 else None
 
 

@@ -11,6 +11,7 @@ import torch
 from conftest import TINY, family_of, make_transformer, make_vae
 from safetensors.torch import load_file, save_file
 
+from mmaselect.diffusion import loading
 from mmaselect.diffusion.latent import VAEEncoder, rename_attention
 from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.taps import Tap
@@ -312,10 +313,138 @@ def test_a_tensor_of_another_shape(broken):
         load(broken)
 
 
-def test_pickled_weights_are_not_read(broken):
-    (broken / FILE).rename(broken / 'transformer/diffusion_pytorch_model.bin')
-    with pytest.raises(InputError, match=r'has no transformer/.* \(weights are read from safetensors only\)'):
+BIN = FILE.replace('.safetensors', '.bin')
+
+
+@pytest.mark.parametrize('form', ('zip', 'legacy', 'sharded'))
+def test_bin_weights(broken, model_folder, reads, monkeypatch, form):
+    """As ``facebook/DiT-XL-2-256`` has them; of a zip file and of shards only what runs is read."""
+    tensors = load_file(broken / FILE)
+    (broken / FILE).unlink()
+    if form == 'sharded':
+        shards = {name: f'diffusion_pytorch_model-{index % 3}.bin' for index, name in enumerate(tensors)}
+        for shard in set(shards.values()):
+            torch.save({n: t for n, t in tensors.items() if shards[n] == shard}, broken / 'transformer' / shard)
+        index = broken / f'{BIN}.index.json'
+        index.write_text(json.dumps({'weight_map': shards}))
+    else:
+        torch.save(tensors, broken / BIN, _use_new_zipfile_serialization=form == 'zip')
+    taken = []
+    original = loading.Pickled.get_tensor
+    monkeypatch.setattr(loading.Pickled, 'get_tensor', lambda self, n: taken.append(n) or original(self, n))
+    identity = load(broken).identity
+    expected = load(model_folder('DiT'))
+    assert identity == expected.identity
+    assert sorted(taken) == sorted(expected.family.transformer.state_dict())
+
+
+def test_safetensors_go_before_bin(broken, model_folder):
+    (broken / BIN).write_bytes(b'no weights')
+    assert load(broken).identity == load(model_folder('DiT')).identity
+
+
+def test_a_bin_file_that_is_none(broken):
+    (broken / FILE).rename(broken / BIN)
+    with pytest.raises(InputError, match=r'model\.bin is not readable as weights: it is no file of tensors'):
         load(broken)
+    torch.save([torch.zeros(3)], broken / BIN)
+    with pytest.raises(InputError, match=r'model\.bin holds a list, not tensors by name'):
+        load(broken)
+    (broken / BIN).unlink()
+    with pytest.raises(InputError, match=r'has no transformer/diffusion_pytorch_model.safetensors or .bin$'):
+        load(broken)
+
+
+def test_a_variant_is_taken_part_by_part(broken, model_folder, caplog):
+    """The VAE has none of it, the transformer has nothing else."""
+    tensors = {name: value.half() for name, value in load_file(broken / FILE).items()}
+    (broken / FILE).unlink()
+    save_file(tensors, broken / FILE.replace('.safetensors', '.fp16.safetensors'))
+    model = DiffusionSpec('DiT', pretrained=broken, variant='fp16').load((QUERY,))
+    name = 'transformer_blocks.1.attn1.to_q.weight'
+    assert torch.equal(model.family.transformer.state_dict()[name], tensors[name].float())
+    assert "has no variant 'fp16' in vae: the plain file is read" in caplog.text
+    images = torch.rand(1, 3, 32, 32)
+    assert torch.equal(model.encode(images), load(model_folder('DiT')).encode(images))
+    spec = DiffusionSpec('DiT', pretrained=broken, variant='fp16', vae=model_folder('DiT'))
+    assert spec.load((QUERY,)).identity == model.identity
+
+
+@pytest.mark.parametrize('subfolder', (None, 'transformer', 'deep/transformer', 'deep'))
+def test_a_network_alone(broken, model_folder, subfolder, tmp_path):
+    """Its own folder, or a pipeline of which only it is named; what is beside it is found all the same."""
+    identity = load(model_folder('DiT')).identity
+    if subfolder is None:
+        assert load(broken / 'transformer', vae=broken).identity == identity
+        assert load(broken / FILE, vae=broken / 'vae/diffusion_pytorch_model.safetensors').identity == identity
+        with pytest.raises(InputError, match=r"has no vae/: name one with vae='...'"):
+            load(broken / 'transformer')
+    else:
+        if subfolder.startswith('deep'):
+            shutil.copytree(broken, tmp_path / 'outer/deep')
+            broken = tmp_path / 'outer'
+        model = load(broken, subfolder=subfolder)
+        assert model.identity == identity
+        # The scheduler's betas as well.
+        assert model.family.process.alphas_cumprod[-1] == load(model_folder('DiT')).family.process.alphas_cumprod[-1]
+
+
+def test_the_family_is_found(broken, model_folder):
+    assert DiffusionSpec('auto', pretrained=model_folder('SD3.5-medium')).family.name == 'SD3'
+    with pytest.raises(InputError, match=r"type='auto': .*'DiTTransformer2DModel', which does not tell its family"):
+        DiffusionSpec('auto', pretrained=broken)
+    (broken / 'model_index.json').write_text(json.dumps({'_class_name': 'DiTPipeline'}))
+    assert DiffusionSpec('auto', pretrained=broken).family.name == 'DiT'
+    config = json.loads((broken / 'transformer/config.json').read_text())
+    (broken / 'transformer/config.json').write_text(json.dumps(dict(config, path_type='Linear')))
+    assert DiffusionSpec('auto', pretrained=broken).family.name == 'SiT'
+    with pytest.raises(InputError, match=r"type='auto' needs pretrained"):
+        DiffusionSpec('auto', arch='dit-s/2-256')
+    with pytest.raises(InputError, match=r'has no transformer/config.json or unet/config.json$'):
+        DiffusionSpec('auto', pretrained=broken / 'vae' / '..' / 'scheduler')
+
+
+@pytest.mark.parametrize(
+    'change,named',
+    [
+        ({'transformer_blocks.0.attn1.to_q.weight_scale': torch.ones(1)}, r"tensor '.*to_q.weight_scale'"),
+        ({'transformer_blocks.0.attn1.to_q.weight.absmax': torch.ones(4)}, r"tensor '.*to_q.weight.absmax'"),
+        ({'transformer_blocks.0.attn1.to_q.weight': torch.ones(64, 64, dtype=torch.int8)}, r'.*weight. of torch.int8'),
+    ],
+)  # fmt: skip
+def test_quantised_weights_are_refused(broken, change, named):
+    save_file({**load_file(broken / FILE), **change}, broken / FILE)
+    with pytest.raises(InputError, match=rf'is quantised \({named}\): .* give the unquantised model'):
+        load(broken)
+
+
+def test_a_quantised_config_is_refused(broken):
+    file = broken / 'transformer/config.json'
+    file.write_text(json.dumps({**json.loads(file.read_text()), 'quantization_config': {'quant_method': 'torchao'}}))
+    with pytest.raises(InputError, match=r'is quantised \(its config.json has a quantization_config\)'):
+        load(broken)
+
+
+def test_weights_that_were_only_stored_in_8_bits_are_read(broken):
+    tensors = {name: value.to(torch.float8_e4m3fn) for name, value in load_file(broken / FILE).items()}
+    save_file(tensors, broken / FILE)
+    found = load(broken).family.transformer.state_dict()
+    assert all(torch.equal(value, tensors[name].float()) for name, value in found.items())
+
+
+def test_the_frequencies_of_the_timestep_are_a_field(broken):
+    shifted = load(broken, timestep_freq_shift=0)
+    assert shifted.family.transformer.transformer_blocks[0].norm1.emb.time_proj.downscale_freq_shift == 0
+    file = broken / 'transformer/config.json'
+    file.write_text(json.dumps({**json.loads(file.read_text()), 'timestep_freq_shift': 0}))
+    latent, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    one, other = (model(latent, noise, 250)[QUERY] for model in (shifted, load(broken)))
+    assert torch.equal(one, other)
+    assert not torch.allclose(one, load(broken, timestep_freq_shift=1)(latent, noise, 250)[QUERY], atol=1e-3)
+    with pytest.raises(InputError, match=r'timestep_freq_shift=0 is not valid for SD3'):
+        DiffusionSpec('SD3', arch='sd3-medium', timestep_freq_shift=0)
+    with pytest.raises(InputError, match=r'timestep_freq_shift=2 is not known; choose from: 0, 1'):
+        load(broken, timestep_freq_shift=2)
 
 
 def test_an_index_that_walks_out_of_its_folder(model_folder, tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from mmaselect.diffusion.noise import DDPM, RectifiedFlow, seeded_noise
+from mmaselect.diffusion.noise import DDPM, Interpolant, RectifiedFlow, seeded_noise
 from mmaselect.errors import InputError
 
 LATENT, NOISE = torch.randn(2, 4, 6, 6), torch.randn(2, 4, 6, 6)
@@ -64,3 +66,30 @@ def test_seeded_noise_is_normal_and_depends_on_its_arguments_alone():
         assert abs((noise * other).mean()) < 5 / 64
     assert noise.mean().abs() < 4 / 64
     assert noise.std() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize('timestep', (0, 1, 250, 500, 999, 1000))
+def test_the_curved_paths_of_sit(timestep):
+    """Against ``transport/path.py`` of SiT, whose time is 1 at data; VP's betas are summed up."""
+    latent, noise = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 3.0)
+    time = 1 - timestep / 1000
+    expected = 2 * math.sin(time * math.pi / 2) + 3 * math.cos(time * math.pi / 2)
+    assert Interpolant('GVP').add_noise(latent, noise, timestep).item() == pytest.approx(expected, abs=1e-6)
+    betas = 0.1 + (20 - 0.1) * (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    kept = math.exp(-betas[: round(100 * timestep)].sum().item() / 100_000 / 2)
+    expected = 2 * kept + 3 * (1 - kept**2) ** 0.5
+    assert Interpolant('VP').add_noise(latent, noise, timestep).item() == pytest.approx(expected, abs=1e-6)
+    assert Interpolant('VP').network_timestep(timestep) == timestep
+
+
+def test_paths_of_a_sit():
+    from mmaselect.diffusion.families import SiT
+
+    assert type(SiT.make_process({}, 3.0, {'path_type': 'linear'})) is RectifiedFlow
+    assert vars(SiT.make_process({}, 1.0, {'path_type': 'cosine'})) == {'path': 'GVP'}
+    with pytest.raises(InputError, match=r"shift=3.0 is not valid for path_type='VP': only the linear path has"):
+        SiT.make_process({}, 3.0, {'path_type': 'VP'})
+    arch = dict(num_layers=1, num_attention_heads=2, attention_head_dim=8, sample_size=8, in_channels=3)
+    for field, value, known in (('path_type', 'spiral', 'Linear, linear, GVP'), ('data_time', 2, '0, 1')):
+        with pytest.raises(InputError, match=f'{field}={value!r} is not known; choose from: {known}'):
+            SiT.build(dict(arch, **{field: value}))

@@ -29,11 +29,15 @@ FIELDS = {
     'normalised_qk': (SIT, True),
     'dtype': (SIT, 'bfloat16'),
     'seed': (SIT, 1),
+    'timestep_freq_shift': (SIT, 0),
 }
-#: How fast it runs, and where; tests/diffusion/test_acceleration.py shows that features stay as they are.
-NOTHING = {'attention': 'math', 'compile': True, 'device': 'cpu'}
+#: How fast it runs, where, and how files are fetched;
+#: tests/diffusion/test_acceleration.py shows that features stay as they are.
+NOTHING = {
+    'attention': 'math', 'compile': True, 'device': 'cpu', 'token': 'hf_x', 'cache_dir': '/x', 'local_files_only': True,
+}  # fmt: skip
 #: Names of what is read: its content counts, see below.
-NAMES = ('pretrained', 'vae', 'latent', 'prompt', 'variant', 'revision')
+NAMES = ('pretrained', 'vae', 'latent', 'prompt', 'variant', 'revision', 'subfolder')
 
 
 def backbone(diffusion=SIT, **fields):
@@ -52,6 +56,15 @@ def test_every_field_of_the_model_counts(field):
     assert digest(one) != digest(other)
     assert difference(one, other) is not None
     assert digest(backbone(base).recipe) == digest(one)
+
+
+@pytest.mark.parametrize('value', [dict(data_time=0), dict(path_type='GVP'), dict(path_type='VP')])
+def test_time_and_path_of_a_sit_count(value):
+    one, other = (backbone(dict(SIT, arch=dict(ARCH, **more))).recipe for more in ({}, value))
+    assert difference(one, other) is not None
+    # As the defaults say, in words.
+    named = backbone(dict(SIT, arch=dict(ARCH, data_time=1, path_type='linear'))).recipe
+    assert named == one
 
 
 @pytest.mark.parametrize('field', NOTHING)

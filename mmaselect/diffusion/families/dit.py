@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmaselect.diffusion.family import DiffusersModule, Family, block_sites
 from mmaselect.diffusion.noise import DDPM, RectifiedFlow
-from mmaselect.errors import InputError
+from mmaselect.errors import InputError, check_choice
 
 #: Key that ``tools/model_converters/dit_to_diffusers.py`` adds to ``config.json``; see ``DiT.build``.
 FREQUENCY_SHIFT = 'timestep_freq_shift'
@@ -43,6 +43,8 @@ class DiT(Family):
         'dit-xl/2-512': architecture(28, 16, 72, 64),
     }
     sites, normalised_sites = block_sites('attn1')
+    #: Fields of a config that diffusers' class does not have.
+    own_fields: ClassVar[tuple[str, ...]] = (FREQUENCY_SHIFT,)
 
     @classmethod
     def build(cls, config: dict[str, Any]) -> DiffusersModule:
@@ -63,7 +65,7 @@ class DiT(Family):
         if config.get('norm_type', 'ada_norm_zero') != 'ada_norm_zero':
             raise InputError(f'norm_type={config["norm_type"]!r} is not a {cls.name}: expected ada_norm_zero')
         model = super().build(config)
-        shift = config.get(FREQUENCY_SHIFT, 1)
+        shift = check_choice(config.get(FREQUENCY_SHIFT, 1), FREQUENCY_SHIFT, (0, 1))
         if shift != 1:
             # So that it is part of the recipe.
             model.register_to_config(**{FREQUENCY_SHIFT: shift})
@@ -72,9 +74,14 @@ class DiT(Family):
         return model
 
     @classmethod
+    def latent_scale(cls, config: Any) -> tuple[float, float]:
+        """Of Stable Diffusion's VAE."""
+        return 0.18215, 0.0
+
+    @classmethod
     def known_fields(cls) -> list[str]:
         """And our own."""
-        return [*super().known_fields(), FREQUENCY_SHIFT]
+        return [*super().known_fields(), *cls.own_fields]
 
     @classmethod
     def condition(cls, config: Any, latent: Tensor, prompt: dict[str, Tensor]) -> dict[str, Any]:

@@ -69,6 +69,11 @@ class Flux(Family):
         return 64 * cls.cell
 
     @classmethod
+    def latent_scale(cls, config: Any) -> tuple[float, float] | None:
+        """Of its own VAE."""
+        return 0.3611, 0.1159
+
+    @classmethod
     def pack(cls, latent: Tensor) -> Tensor:
         """(B, C, H, W) to tokens, (B, H / 2 * W / 2, 4 C) where a cell is 2 pixels wide."""
         return nn.functional.pixel_unshuffle(latent, cls.cell).flatten(2).transpose(1, 2)

@@ -53,6 +53,10 @@ class Flux2(Flux):
         return found
 
     @classmethod
+    def latent_scale(cls, config: Any) -> None:
+        """Not FLUX.1's: its latents have statistics per channel."""
+
+    @classmethod
     def prompt_widths(cls, config: Any) -> dict[str, int]:
         """Tokens of a language model: three of its layers side by side."""
         return {'prompt_embeds': config['joint_attention_dim']}

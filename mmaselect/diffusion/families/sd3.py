@@ -47,6 +47,11 @@ class SD3(Family):
     sites, normalised_sites = block_sites('attn', item=1)
 
     @classmethod
+    def latent_scale(cls, config: Any) -> tuple[float, float]:
+        """Of its own VAE."""
+        return 1.5305, 0.0609
+
+    @classmethod
     def prompt_widths(cls, config: Any) -> dict[str, int]:
         """T5's and CLIP's tokens, and CLIP's pooled embeddings."""
         return {

@@ -115,6 +115,11 @@ class UNet(Family):
         return 2 ** (len(config['block_out_channels']) - 1)
 
     @classmethod
+    def latent_scale(cls, config: Any) -> tuple[float, float]:
+        """XL has a VAE of its own."""
+        return (0.13025 if config.get('addition_embed_type') == 'text_time' else 0.18215), 0.0
+
+    @classmethod
     def prompt_widths(cls, config: Any) -> dict[str, int]:
         """CLIP's tokens; of XL the pooled embedding of its second encoder as well."""
         widths = {'prompt_embeds': config['cross_attention_dim']}
