@@ -40,6 +40,15 @@ def test_features_and_sweep_equal_those_of_diffusers(benchmark, folder):
     assert 'VAE runs 4 against 12' in sweep.note
 
 
+def test_gdfs_set_and_the_encoders_share(benchmark, folder):
+    (unet,) = benchmark.bench_unet(ARGS, folder)
+    assert 1.2 < float(unet.note.split('x fewer')[0]) < 1.3
+    (encoder,) = benchmark.bench_encoder(ARGS, folder)
+    tiny, full = (float(value.split()[0]) for value in (encoder.ours, encoder.theirs))
+    assert encoder.ratio == pytest.approx(full / tiny, rel=0.1)
+    assert tiny < full / 5
+
+
 def test_nothing_is_timed_where_features_differ(benchmark, folder, monkeypatch):
     def timed(*args):
         raise AssertionError('timed')

@@ -184,6 +184,83 @@ def bench_features(args, folder):
     ]  # fmt: skip
 
 
+#: SD1.5's shape at a quarter of its width.
+UNET = dict(
+    sample_size=64, block_out_channels=(80, 160, 320, 320), norm_num_groups=16, cross_attention_dim=192,
+    attention_head_dim=8,
+)  # fmt: skip
+
+
+def bench_unet(args, folder):
+    """GDF's set of SD1.5: what GDF runs is the whole network with hooks."""
+    from diffusers import UNet2DConditionModel
+
+    from mmaselect.diffusion.loading import initialise
+
+    device = torch.device(args.device)
+    spec = DiffusionSpec(type='UNet', arch=UNET, prompt='zeros', device=args.device)
+    (taps,) = spec.alternatives(None, None, 'gdf-sd15')
+    model, full, read = spec.load(taps), UNet2DConditionModel(**UNET).eval(), {}
+    initialise(full, spec.seed)
+    full.to(device)
+    for tap, site in spec.family.find(full, taps, False).items():
+        layer = full.get_submodule(site.module)
+        layer.register_forward_hook(lambda module, inputs, output, tap=tap: read.update({tap: output}))
+    prompt = zero_prompt({'prompt_embeds': UNET['cross_attention_dim']}, 77)['prompt_embeds'].to(device)
+    latent = torch.randn(args.batch_size, 4, args.size // 8, args.size // 8, device=device)
+    noise, step = torch.zeros_like(latent), model.family.process.network_timestep(0)
+    noisy = model.family.process.add_noise(latent, noise, 0)
+
+    def ours():
+        return model(latent, noise, 0.0)
+
+    @torch.no_grad()
+    def theirs():
+        full(noisy, step, prompt.expand(len(noisy), -1, -1))
+        return read
+
+    for tap, found in ours().items():
+        expected = theirs()[tap]
+        tokens = expected.flatten(2) if expected.dim() == 4 else expected.transpose(1, 2)
+        difference = ((found.flatten(2) - tokens).norm() / tokens.norm()).item()
+        if difference > 1e-4:
+            raise cli.InputError(f'the features of {tap} differ by {difference:.2g}: nothing was timed')
+    possible = count_multiply_adds(theirs) / count_multiply_adds(ours)
+    mine, other = interleave(args.repeats, ours, theirs)
+    return [
+        Row(
+            "GDF's set of SD1.5, four activations", "diffusers' full forward with hooks, as GDF runs it",
+            f'{mine:.3f} s', f'{other:.3f} s', other / mine, 0.95 * possible, f'{possible:.2f}x fewer multiply-adds',
+        )
+    ]  # fmt: skip
+
+
+def bench_encoder(args, folder):
+    """The encoder's share of a pass of SD3.5-medium at 512 pixels: multiply-adds, counted on the meta device."""
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    from mmaselect.diffusion.families import SD3
+    from mmaselect.diffusion.latent import VAE_CONFIGS
+
+    config = SD3.complete(SD3.architectures['sd3.5-medium'])
+    with torch.device('meta'), torch.no_grad():
+        widths = SD3.prompt_widths(type('Config', (), config))
+        prompt = {name: value.to('meta') for name, value in zero_prompt(widths, SD3.prompt_tokens).items()}
+        family = SD3(SD3.build(config), [Tap(BLOCK, 'query')], SD3.make_process({}, 1.0), prompt=prompt)
+        blocks = count_multiply_adds(lambda: family.read(torch.empty(1, 16, 64, 64), 0, lambda tap, value: None))
+        images, shares = torch.empty(1, 3, 512, 512), []
+        for vae in (AutoencoderTiny(latent_channels=16), AutoencoderKL(**VAE_CONFIGS[16])):
+            encoder = count_multiply_adds(lambda vae=vae: vae.encode(images))
+            shares.append(100 * encoder / (encoder + blocks))
+    tiny, full = shares
+    return [
+        Row(
+            'share of the tiny encoder in a pass at 512 pixels', 'share of the full encoder', f'{tiny:.1f} %',
+            f'{full:.1f} %', full / tiny, full / 3, f'of multiply-adds up to block {BLOCK}, query; the target is 3 %',
+        )
+    ]  # fmt: skip
+
+
 #: What a config can ask for, and how far from eager float32 it may be: largest relative error of a map.
 WORDS = {'compile=True': (dict(compile=True), 1e-5), "dtype='bfloat16'": (dict(dtype='bfloat16'), 2e-2)}
 
@@ -591,6 +668,8 @@ def bench_ranks(args, folder):
 ROWS = {
     'features': bench_features,
     'words': bench_words,
+    'unet': bench_unet,
+    'encoder': bench_encoder,
     'load': bench_load,
     'sweep': bench_sweep,
     'ranks': bench_ranks,

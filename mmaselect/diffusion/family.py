@@ -397,7 +397,9 @@ class Family(nn.Module, ABC):
         """
         self._check(latent)
         size, device = (latent.shape[2], latent.shape[3]), latent.device
-        autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+        # The meta device has no autocast.
+        known = torch.amp.is_autocast_available(device.type)
+        autocast = known and torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
         self._constants.begin((timestep, autocast), len(latent))
         prompt = {name: getattr(self, name) for name in self.prompt_widths(self.transformer.config)}
         try:
