@@ -50,6 +50,20 @@ def test_levels_stay_apart():
     torch.testing.assert_close(second, (normal(values[1]) + normal(values[3])) / 2, rtol=1e-4, atol=1e-5)
 
 
+def test_maps_of_unlike_size_and_width():
+    """As a U-Net gives them: of two timesteps the two blocks are 6 and 4 wide; of one output the maps differ in size."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(6, 4, 4), (4, 2, 2), (6, 2, 2), (4, 2, 2)]
+    values = [torch.randn(8, *shape, generator=generator) for shape in shapes]
+    first, second = SoftmaxFusion([6, 4, 6, 4], 4, num_outputs=2)(values)
+    larger = torch.nn.functional.interpolate(normal(values[2]), (4, 4), mode='bilinear')
+    torch.testing.assert_close(first, (normal(values[0]) + larger) / 2, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(second, (normal(values[1]) + normal(values[3])) / 2, rtol=1e-4, atol=1e-5)
+    for channels in ([6, 4, 4, 4], [6, 4, 6]):
+        with pytest.raises(InputError, match=r'in_channels=.* is not valid: give 4 numbers, equal for those that'):
+            SoftmaxFusion(channels, 4, num_outputs=2)
+
+
 def test_it_finds_the_map_that_helps():
     neck, head = SoftmaxFusion(6, 2), torch.nn.Linear(6, 1)
     generator = torch.Generator().manual_seed(1)

@@ -1,4 +1,4 @@
-"""``SoftmaxFusion``: several maps of one size become one, by learned weights."""
+"""``SoftmaxFusion``: several maps become one, by learned weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmaselect.errors import InputError, check_count
 
@@ -20,7 +21,7 @@ class SoftmaxFusion(BaseModule):
     its running mean and variance (batch norm without parameters). Then ``sum_i softmax(w)_i x_i``.
 
     Args:
-        in_channels: Channels of the maps, all equal.
+        in_channels: Channels of the maps, or of each of them, where outputs differ; those that are fused are equal.
         num_maps: How many maps come in.
         num_outputs: How many go out. Of the maps that come in, those at positions ``k``, ``k + num_outputs``, ... are
             fused into output ``k``: with several timesteps of several blocks, ``num_outputs`` blocks fuse the
@@ -34,14 +35,27 @@ class SoftmaxFusion(BaseModule):
         InputError: If the numbers do not fit.
     """
 
-    def __init__(self, in_channels: int, num_maps: int, num_outputs: int = 1, init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: int | Sequence[int],
+        num_maps: int,
+        num_outputs: int = 1,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
-        for name, value in (('in_channels', in_channels), ('num_maps', num_maps), ('num_outputs', num_outputs)):
-            check_count(value, name)
+        check_count(num_maps, 'num_maps')
+        check_count(num_outputs, 'num_outputs')
         if num_maps % num_outputs:
             raise InputError(f'num_maps={num_maps} is not a multiple of num_outputs={num_outputs}')
+        channels = list(in_channels) if isinstance(in_channels, (list, tuple)) else [in_channels] * num_maps
+        for value in channels:
+            check_count(value, 'in_channels')
+        if len(channels) != num_maps or any(len(set(channels[n::num_outputs])) > 1 for n in range(num_outputs)):
+            raise InputError(
+                f'in_channels={in_channels!r} is not valid: give {num_maps} numbers, equal for those that are fused'
+            )
         self.num_maps, self.num_outputs = num_maps, num_outputs
-        self.norms = nn.ModuleList(nn.BatchNorm2d(in_channels, affine=False) for _ in range(num_maps))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(value, affine=False) for value in channels)
         self.logits = nn.Parameter(torch.zeros(num_outputs, num_maps // num_outputs))
 
     @property
@@ -53,10 +67,11 @@ class SoftmaxFusion(BaseModule):
         """Fuses.
 
         Args:
-            maps: ``num_maps`` tensors (B, C, h, w) of one size.
+            maps: ``num_maps`` tensors (B, C, h, w).
 
         Returns:
-            ``num_outputs`` tensors (B, C, h, w).
+            ``num_outputs`` tensors (B, C, h, w), each of the size of the largest map in it; smaller ones are resized
+            bilinearly.
 
         Raises:
             InputError: If there are more or fewer maps.
@@ -64,7 +79,10 @@ class SoftmaxFusion(BaseModule):
         if len(maps) != self.num_maps:
             raise InputError(f'SoftmaxFusion was built for num_maps={self.num_maps}, but {len(maps)} came in')
         normed = [norm(one) for norm, one in zip(self.norms, maps, strict=True)]
-        return tuple(
-            sum(weight * one for weight, one in zip(weights, normed[output :: self.num_outputs], strict=True))
-            for output, weights in enumerate(self.weights)
-        )
+        fused = []
+        for output, weights in enumerate(self.weights):
+            members = normed[output :: self.num_outputs]
+            size = max((member.shape[2:] for member in members), key=lambda shape: shape.numel())
+            resized = [one if one.shape[2:] == size else F.interpolate(one, size, mode='bilinear') for one in members]
+            fused.append(sum(weight * one for weight, one in zip(weights, resized, strict=True)))
+        return tuple(fused)
