@@ -51,7 +51,7 @@ def test_levels_stay_apart():
 
 
 def test_maps_of_unlike_size_and_width():
-    """As a U-Net gives them: of two timesteps the two blocks are 6 and 4 wide; of one output the maps differ in size."""
+    """As a U-Net gives them: two blocks of two timesteps, 6 and 4 wide; the maps of the first one differ in size."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(6, 4, 4), (4, 2, 2), (6, 2, 2), (4, 2, 2)]
     values = [torch.randn(8, *shape, generator=generator) for shape in shapes]

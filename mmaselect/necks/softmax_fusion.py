@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.model import BaseModule
@@ -47,7 +48,7 @@ class SoftmaxFusion(BaseModule):
         check_count(num_outputs, 'num_outputs')
         if num_maps % num_outputs:
             raise InputError(f'num_maps={num_maps} is not a multiple of num_outputs={num_outputs}')
-        channels = list(in_channels) if isinstance(in_channels, (list, tuple)) else [in_channels] * num_maps
+        channels: list[Any] = list(in_channels) if isinstance(in_channels, (list, tuple)) else [in_channels] * num_maps
         for value in channels:
             check_count(value, 'in_channels')
         if len(channels) != num_maps or any(len(set(channels[n::num_outputs])) > 1 for n in range(num_outputs)):
