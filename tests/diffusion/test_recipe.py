@@ -62,6 +62,8 @@ def test_every_field_of_the_model_counts(field):
 def test_time_and_path_of_a_sit_count(value):
     one, other = (backbone(dict(SIT, arch=dict(ARCH, **more))).recipe for more in ({}, value))
     assert difference(one, other) is not None
+    if 'path_type' in value:
+        assert other['process'] == {'type': 'Interpolant', 'path': value['path_type']}
     # As the defaults say, in words.
     named = backbone(dict(SIT, arch=dict(ARCH, data_time=1, path_type='linear'))).recipe
     assert named == one
