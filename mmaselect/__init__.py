@@ -23,9 +23,15 @@ if find_spec('mmengine') is not None:
     from mmaselect import datasets  # noqa: F401
     from mmaselect.backbones import ASelectDiT
     from mmaselect.cache import FeatureCacheHook
+    from mmaselect.evaluation.pck import PCK
+    from mmaselect.heads import AggregationHead
     from mmaselect.hooks import TimestepSelectionHook
+    from mmaselect.matchers import FeatureMatcher
     from mmaselect.necks import AttentionPooling, SoftmaxFusion
 
-    __all__ += ['ASelectDiT', 'AttentionPooling', 'FeatureCacheHook', 'SoftmaxFusion', 'TimestepSelectionHook']
+    __all__ += [
+        'PCK', 'ASelectDiT', 'AggregationHead', 'AttentionPooling', 'FeatureCacheHook', 'FeatureMatcher',
+        'SoftmaxFusion', 'TimestepSelectionHook',
+    ]  # fmt: skip
 
 from mmaselect.apis import extract, load, select  # noqa: E402

@@ -141,7 +141,38 @@ def make_folders(root):
             (root / split / str(digit)).mkdir(parents=True)
 
 
+#: Of SPair-71k in miniature.
+SPAIR_CATEGORIES = ('cat', 'bus')
+
+
+def make_spair(root, splits=('trn', 'val', 'test')):
+    """Pairs of differing sizes; of 'bus' some points lie outside, or nowhere."""
+    import json
+
+    for split in splits:
+        names = []
+        for number in range(COUNT):
+            category = SPAIR_CATEGORIES[number % 2]
+            sides, content = [], {'category': category, 'mirror': 0, 'kps_ids': list(range(4))}
+            for key, seed, size in (('src', number, (90, 110)), ('trg', number + 50, (100, 80))):
+                name = f'2008_{seed:06d}'
+                write_image(root / 'JPEGImages' / category / f'{name}.jpg', seed, size)
+                content[f'{key}_imname'], content[f'{key}_imsize'] = f'{name}.jpg', [size[1], size[0], 3]
+                content[f'{key}_bndbox'] = [10, 20, 60, 70]
+                content[f'{key}_kps'] = [[10 + 5 * point + number, 20 + 7 * point] for point in range(4)]
+                sides.append(name)
+            if number == 1:
+                content['trg_kps'][2] = [300, 20]
+            names.append(f'{number:06d}-{sides[0]}-{sides[1]}:{category}')
+            file = root / 'PairAnnotation' / split / f'{names[-1]}.json'
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(content), encoding='utf-8')
+        (root / 'Layout/large').mkdir(parents=True, exist_ok=True)
+        write_lists(root / 'Layout/large', **{split: names})
+
+
 MAKERS = {
+    'SPair71k': make_spair,
     'CUB': make_cub,
     'Flowers102': make_flowers102,
     'StanfordCars': make_stanford_cars,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,37 @@ from mmaselect.selection.search import Batch
 from mmaselect.unreadable import Unreadable
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm')
+
+
+def open_picture(path: str | Path) -> Any:
+    """Opens a file as an RGB picture of PIL's, the right side up.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith('I'):
+                # Pillow would cut 16 bits off at 255.
+                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+            return image.convert('RGB')
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f'{path} cannot be read as an image: {error}') from error
+
+
+def read_picture(path: str | Path) -> Tensor:
+    """Reads a file at its own size, (3, H, W) in [-1, 1]; see :func:`open_picture`."""
+    return _to_tensor(open_picture(path))
+
+
+def _to_tensor(picture: Any) -> Tensor:
+    import numpy as np
+
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 127.5 - 1
 
 
 class Images:
@@ -69,20 +101,9 @@ class Images:
         return self._read(self.names[index])
 
     def _read(self, path: Path) -> Tensor:
-        import numpy as np
         from PIL import Image, ImageOps
 
-        try:
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file)
-                if image.mode.startswith('I'):
-                    # Pillow would cut 16 bits off at 255.
-                    image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-                image = image.convert('RGB')
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f'{path} cannot be read as an image: {error}') from error
-        image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 127.5 - 1
+        return _to_tensor(ImageOps.fit(open_picture(path), (self.size, self.size), Image.Resampling.BICUBIC))
 
     def batches(
         self,

@@ -11,9 +11,13 @@ from typing import Any
 from mmengine.registry import DATASETS
 
 from mmaselect.datasets.layouts import LAYOUTS, Layout, check_layout
+from mmaselect.datasets.pairs import PairDataset, SPair71k, WarpedPairs
 from mmaselect.datasets.readable import LoadReadableImage
 
-__all__ = ['LAYOUTS', 'Layout', 'LoadReadableImage', 'NABirds', 'StanfordDogs', 'check_layout']
+__all__ = [
+    'LAYOUTS', 'Layout', 'LoadReadableImage', 'NABirds', 'PairDataset', 'SPair71k', 'StanfordDogs', 'WarpedPairs',
+    'check_layout',
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
