@@ -24,14 +24,14 @@ if find_spec('mmengine') is not None:
     from mmaselect.backbones import ASelectDiT
     from mmaselect.cache import FeatureCacheHook
     from mmaselect.evaluation.pck import PCK
-    from mmaselect.heads import AggregationHead
+    from mmaselect.heads import AggregationHead, PixelEnsembleHead
     from mmaselect.hooks import TimestepSelectionHook
     from mmaselect.matchers import FeatureMatcher
     from mmaselect.necks import AttentionPooling, SoftmaxFusion
 
     __all__ += [
         'PCK', 'ASelectDiT', 'AggregationHead', 'AttentionPooling', 'FeatureCacheHook', 'FeatureMatcher',
-        'SoftmaxFusion', 'TimestepSelectionHook',
+        'PixelEnsembleHead', 'SoftmaxFusion', 'TimestepSelectionHook',
     ]  # fmt: skip
 
 from mmaselect.apis import extract, load, select  # noqa: E402

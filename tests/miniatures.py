@@ -171,8 +171,26 @@ def make_spair(root, splits=('trn', 'val', 'test')):
         write_lists(root / 'Layout/large', **{split: names})
 
 
+def make_ddpm(root, classes=21):
+    """Images of 64x64 whose brightness says the class, and their label maps."""
+    for split, seed in (('train', 0), ('test', 100)):
+        for index in range(COUNT):
+            path = root / 'real' / split / f'{index}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            generator = np.random.default_rng(seed + index)
+            labels = np.zeros((64, 64), np.float64)
+            labels[10 + index : 40, 12:50] = 1 + index % 3
+            labels[45:60, 20:40] = 10
+            # Ten pixels of a class are too few for a training, and one row has no label.
+            labels[:2, :5], labels[63] = classes - 1, 255
+            noise = generator.integers(0, 30, (64, 64, 3))
+            cv2.imwrite(str(path), (noise + 20 * np.minimum(labels, 10)[..., None]).clip(0, 255).astype(np.uint8))
+            np.save(path.with_suffix('.npy'), labels)
+
+
 MAKERS = {
     'SPair71k': make_spair,
+    'DatasetDDPM': make_ddpm,
     'CUB': make_cub,
     'Flowers102': make_flowers102,
     'StanfordCars': make_stanford_cars,

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from mmaselect.evaluation.leaderboard import read_published
 
-FOLDERS = ('classification', 'segmentation', 'correspondence', 'demo', 'pretrain')
+FOLDERS = ('classification', 'segmentation', 'correspondence', 'label_scarce', 'demo', 'pretrain')
 
 
 def load(folder):
