@@ -125,6 +125,15 @@ def make_ade20k(root):
             write_labels(root / f'annotations/{split}/ADE_{index:08d}.png', 30 + 5 * index, index + 1, 0, (96, 120))
 
 
+def make_cityscapes(root):
+    for split, seed in (('train', 0), ('val', 100)):
+        for index in range(COUNT):
+            name = f'{split}/town/town_{index:06d}_000019'
+            write_image(root / f'leftImg8bit/{name}_leftImg8bit.png', seed + index, (96, 128))
+            labels = root / f'gtFine/{name}_gtFine_labelTrainIds.png'
+            write_labels(labels, 30 + 5 * index, 10, 0, (96, 128))
+
+
 def make_camvid(root):
     for split, seed in (('train', 0), ('val', 100)):
         for index in range(COUNT):
@@ -199,6 +208,7 @@ MAKERS = {
     'StanfordDogs': make_stanford_dogs,
     'ADE20KDataset': make_ade20k,
     'BaseSegDataset': make_camvid,
+    'CityscapesDataset': make_cityscapes,
     'CustomDataset': make_folders,
 }
 

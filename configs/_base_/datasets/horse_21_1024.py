@@ -1,4 +1,4 @@
-# The 30 + 30 images of horse_21, stretched to 1024x1024; a class that has under 20 pixels in a training image is ignored.
+# The 30 + 30 images of horse_21, stretched to 1024x1024; a class of under 20 pixels in a training image is none.
 label = dict(type='LoadLabelMap', num_classes=21)
 resize = dict(type='Resize', scale=(1024, 1024), keep_ratio=False)
 train_pipeline = [
