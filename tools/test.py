@@ -31,6 +31,8 @@ def parse_args():
 def merge_args(cfg, args):
     if args.checkpoint != NONE and not Path(args.checkpoint).is_file():
         raise cli.InputError(f"checkpoint={args.checkpoint!r} is not a file, or 'none'")
+    if args.checkpoint == NONE and args.launcher != 'none':
+        raise cli.InputError(f'--launcher {args.launcher}: a model without weights of its own is tested by one process')
     cfg.load_from = None if args.checkpoint == NONE else args.checkpoint
     cfg.resume = False
     if args.amp:
