@@ -23,9 +23,15 @@ if find_spec('mmengine') is not None:
     from mmaselect import datasets  # noqa: F401
     from mmaselect.backbones import ASelectDiT
     from mmaselect.cache import FeatureCacheHook
+    from mmaselect.evaluation.pck import PCK
+    from mmaselect.heads import AggregationHead, PixelEnsembleHead
     from mmaselect.hooks import TimestepSelectionHook
-    from mmaselect.necks import AttentionPooling, SoftmaxFusion
+    from mmaselect.matchers import FeatureMatcher
+    from mmaselect.necks import ActivationAggregation, AttentionPooling, SoftmaxFusion
 
-    __all__ += ['ASelectDiT', 'AttentionPooling', 'FeatureCacheHook', 'SoftmaxFusion', 'TimestepSelectionHook']
+    __all__ += [
+        'PCK', 'ASelectDiT', 'ActivationAggregation', 'AggregationHead', 'AttentionPooling', 'FeatureCacheHook',
+        'FeatureMatcher', 'PixelEnsembleHead', 'SoftmaxFusion', 'TimestepSelectionHook',
+    ]  # fmt: skip
 
 from mmaselect.apis import extract, load, select  # noqa: E402

@@ -16,6 +16,7 @@ COMMANDS = {
     'pretrain': 'pretrain.py',
     'encode-prompt': 'encode_prompt.py',
     'figures': 'analysis_tools/figures.py',
+    'filter-activations': 'analysis_tools/filter_activations.py',
     'compare-criteria': 'analysis_tools/compare_criteria.py',
     'traversal-search': 'analysis_tools/traversal_search.py',
 }

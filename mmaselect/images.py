@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,6 +157,34 @@ def _stack(pending: Sequence[tuple[int, int, Tensor, Tensor | None]]) -> Batch:
     return Batch(torch.stack(images), indices, torch.stack(known) if len(known) == len(labels) else None, groups)
 
 
+def open_picture(path: str | Path) -> Any:
+    """Opens a file as an RGB picture of PIL's, the right side up.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith('I'):
+                # Pillow would cut 16 bits off at 255.
+                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+            return image.convert('RGB')
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f'{path} cannot be read as an image: {error}') from error
+
+
+def read_picture(path: str | Path) -> Tensor:
+    """Reads a file at its own size, (3, H, W) in [-1, 1]; see :func:`open_picture`."""
+    return _to_tensor(open_picture(path))
+
+
+def _to_tensor(picture: Any) -> Tensor:
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 127.5 - 1
+
+
 class Images(ImageSource):
     """Images that a user has at hand: a tensor, a folder, a list of files.
 
@@ -226,17 +255,7 @@ class Images(ImageSource):
     def _read(self, path: Path) -> Tensor:
         from PIL import Image, ImageOps
 
-        try:
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file)
-                if image.mode.startswith('I'):
-                    # Pillow would cut 16 bits off at 255.
-                    image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-                image = image.convert('RGB')
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f'{path} cannot be read as an image: {error}') from error
-        image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 127.5 - 1
+        return _to_tensor(ImageOps.fit(open_picture(path), (self.size, self.size), Image.Resampling.BICUBIC))
 
 
 def draw_portions(size: int, num_images: int | str | None, seed: int) -> list[list[int]]:

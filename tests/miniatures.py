@@ -125,6 +125,15 @@ def make_ade20k(root):
             write_labels(root / f'annotations/{split}/ADE_{index:08d}.png', 30 + 5 * index, index + 1, 0, (96, 120))
 
 
+def make_cityscapes(root):
+    for split, seed in (('train', 0), ('val', 100)):
+        for index in range(COUNT):
+            name = f'{split}/town/town_{index:06d}_000019'
+            write_image(root / f'leftImg8bit/{name}_leftImg8bit.png', seed + index, (96, 128))
+            labels = root / f'gtFine/{name}_gtFine_labelTrainIds.png'
+            write_labels(labels, 30 + 5 * index, 10, 0, (96, 128))
+
+
 def make_camvid(root):
     for split, seed in (('train', 0), ('val', 100)):
         for index in range(COUNT):
@@ -141,7 +150,56 @@ def make_folders(root):
             (root / split / str(digit)).mkdir(parents=True)
 
 
+#: Of SPair-71k in miniature.
+SPAIR_CATEGORIES = ('cat', 'bus')
+
+
+def make_spair(root, splits=('trn', 'val', 'test')):
+    """Pairs of differing sizes; of 'bus' some points lie outside, or nowhere."""
+    import json
+
+    for split in splits:
+        names = []
+        for number in range(COUNT):
+            category = SPAIR_CATEGORIES[number % 2]
+            sides, content = [], {'category': category, 'mirror': 0, 'kps_ids': list(range(4))}
+            for key, seed, size in (('src', number, (90, 110)), ('trg', number + 50, (100, 80))):
+                name = f'2008_{seed:06d}'
+                write_image(root / 'JPEGImages' / category / f'{name}.jpg', seed, size)
+                content[f'{key}_imname'], content[f'{key}_imsize'] = f'{name}.jpg', [size[1], size[0], 3]
+                content[f'{key}_bndbox'] = [10, 20, 60, 70]
+                content[f'{key}_kps'] = [[10 + 5 * point + number, 20 + 7 * point] for point in range(4)]
+                sides.append(name)
+            if number == 1:
+                content['trg_kps'][2] = [300, 20]
+            names.append(f'{number:06d}-{sides[0]}-{sides[1]}:{category}')
+            file = root / 'PairAnnotation' / split / f'{names[-1]}.json'
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(content), encoding='utf-8')
+        (root / 'Layout/large').mkdir(parents=True, exist_ok=True)
+        write_lists(root / 'Layout/large', **{split: names})
+
+
+def make_ddpm(root, classes=21):
+    """Images of 64x64 whose brightness says the class, and their label maps."""
+    for split, seed in (('train', 0), ('test', 100)):
+        for index in range(COUNT):
+            path = root / 'real' / split / f'{index}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            generator = np.random.default_rng(seed + index)
+            labels = np.zeros((64, 64), np.float64)
+            labels[10 + index : 40, 12:50] = 1 + index % 3
+            labels[45:60, 20:40] = 10
+            # Ten pixels of a class are too few for a training, and one row has no label.
+            labels[:2, :5], labels[63] = classes - 1, 255
+            noise = generator.integers(0, 30, (64, 64, 3))
+            cv2.imwrite(str(path), (noise + 20 * np.minimum(labels, 10)[..., None]).clip(0, 255).astype(np.uint8))
+            np.save(path.with_suffix('.npy'), labels)
+
+
 MAKERS = {
+    'SPair71k': make_spair,
+    'DatasetDDPM': make_ddpm,
     'CUB': make_cub,
     'Flowers102': make_flowers102,
     'StanfordCars': make_stanford_cars,
@@ -150,6 +208,7 @@ MAKERS = {
     'StanfordDogs': make_stanford_dogs,
     'ADE20KDataset': make_ade20k,
     'BaseSegDataset': make_camvid,
+    'CityscapesDataset': make_cityscapes,
     'CustomDataset': make_folders,
 }
 

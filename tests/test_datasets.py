@@ -189,7 +189,7 @@ def test_the_guide_shows_every_tree_and_number(name):
     row = next(line for line in guide.splitlines() if line.startswith(f'| {layout.title} |'))
     assert f'`{name}`' in row
     assert f'| {layout.num_classes} |' in row
-    used = next(split for split in ('trainval', 'train', 'training') if split in layout.images)
+    used = next(split for split in ('trainval', 'train', 'training', 'trn') if split in layout.images)
     assert f'{layout.images[used]:,}' in row
     assert f'{layout.images.get("test") or layout.images["validation"]:,}' in row
     section = guide.split(f'## {layout.title}\n')[1].split('\n## ')[0]

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from mmaselect.evaluation.leaderboard import read_published
 
-FOLDERS = ('classification', 'segmentation', 'demo', 'pretrain')
+FOLDERS = ('classification', 'segmentation', 'correspondence', 'label_scarce', 'demo', 'pretrain')
 
 
 def load(folder):
@@ -38,7 +38,8 @@ def test_every_number_says_whose_it_is(folder):
         status = model['Metadata']['Status']
         metrics = {name: value for result in model['Results'] or [] for name, value in result['Metrics'].items()}
         ours = re.match(r'Ours: \d{4}-\d\d-\d\d, commit [0-9a-f]{7}, seeds? [\d, ]+', status)
-        if model['Name'].startswith(('sd35-medium', 'dit-xl-2', 'sit-xl-2', 'sd15', 'sdxl', 'pixart', 'flux', 'sana')):
+        published = ('sd35-medium', 'dit-xl-2', 'sit-xl-2', 'sd15', 'sd21', 'sdxl', 'pixart', 'flux', 'sana')
+        if model['Name'].startswith(published):
             assert status.startswith('Never run on published weights')
         if not ours:
             assert all('(paper)' in name for name in metrics), model['Name']
@@ -60,5 +61,5 @@ def test_the_index_loads_as_mim_and_mmpretrain_load_it():
     names = [model.name for model in index.models]
     assert len(names) == len(set(names)) == sum(len(load(folder)['Models']) for folder in FOLDERS)
     tasks = {result.task for model in index.models for result in model.results or []}
-    assert tasks == {'Image Classification', 'Semantic Segmentation'}
+    assert tasks == {'Image Classification', 'Semantic Segmentation', 'Semantic Correspondence'}
     assert all((ROOT / model.config).is_file() for model in index.models)

@@ -20,6 +20,9 @@ model = mmaselect.load(dict(type='SiT', arch=arch, latent='pixels'), block='auto
 selection = mmaselect.select(model, images, timesteps=[0, 400], block='auto', progress=False)
 features = mmaselect.extract(model, images, selection, pool=True, progress=False)
 assert selection.table()
+from mmaselect.tasks import match
+found = match(model, images[0], [[3.5, 4.5]], images[0], selection, size=8)
+assert found.points.shape == (1, 2)
 roots = ('mmengine', 'mmcv', 'mmpretrain', 'mmseg')
 loaded = [name for name, module in sys.modules.items() if module and name.split('.')[0] in roots]
 print(json.dumps([selection.timestep, list(features.shape), loaded]))

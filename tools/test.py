@@ -7,10 +7,12 @@ import mmengine
 import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
 from mmaselect import cli
 
+NONE = 'none'
+
 
 def parse_args():
     parser = cli.base_parser('Test (and evaluate) a model')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', help="checkpoint file; 'none' for a model without weights of its own (zero-shot)")
     parser.add_argument('--out', help='file to write results to (.pkl, .json or .yaml as mmengine.dump knows)')
     parser.add_argument(
         '--out-item', choices=['metrics', 'pred'], help='what to write: predictions (the default) or metrics'
@@ -27,9 +29,11 @@ def parse_args():
 
 
 def merge_args(cfg, args):
-    if not Path(args.checkpoint).is_file():
-        raise cli.InputError(f'checkpoint={args.checkpoint!r} is not a file')
-    cfg.load_from = args.checkpoint
+    if args.checkpoint != NONE and not Path(args.checkpoint).is_file():
+        raise cli.InputError(f"checkpoint={args.checkpoint!r} is not a file, or 'none'")
+    if args.checkpoint == NONE and args.launcher != 'none':
+        raise cli.InputError(f'--launcher {args.launcher}: a model without weights of its own is tested by one process')
+    cfg.load_from = None if args.checkpoint == NONE else args.checkpoint
     cfg.resume = False
     if args.amp:
         cfg.test_cfg.fp16 = True
@@ -53,12 +57,21 @@ def main():
     args = parse_args()
     cfg = merge_args(cli.load_config(args), args)
     runner = cli.build_runner(cfg, 'test_dataloader')
-    cli.check_weights(runner.model.module if runner.distributed else runner.model, args.checkpoint)
+    model = runner.model.module if runner.distributed else runner.model
+    if args.checkpoint != NONE:
+        cli.check_weights(model, args.checkpoint)
+    elif any(True for _ in model.parameters()):
+        first = next(name for name, _ in model.named_parameters())
+        raise cli.InputError(f"checkpoint='none' is for models without weights of their own; this one has {first}")
     if args.out and args.out_item != 'metrics':
         from mmengine.evaluator import DumpResults
 
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     metrics = runner.test()
+    if args.checkpoint == NONE and runner.rank == 0:
+        from mmaselect.evaluation.runs import write_evaluation
+
+        write_evaluation(runner, metrics)
     if args.out and args.out_item == 'metrics' and runner.rank == 0:
         mmengine.dump(metrics, args.out)
 

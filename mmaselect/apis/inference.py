@@ -32,6 +32,7 @@ def load(
     model: Model,
     block: int | Sequence[int] | str | None = None,
     component: str | Sequence[str] = 'query',
+    taps: str | Sequence[str] | None = None,
 ) -> FrozenDiffusion:
     """Loads what a block and a component need of a frozen diffusion model, and nothing behind it.
 
@@ -42,6 +43,7 @@ def load(
             is given back.
         block: Block to read, counted from 0, or several, or ``'auto'`` for all; None for the middle one.
         component: What to read of it, or several, or ``'auto'`` for query, key, value, attention and output.
+        taps: Names of what to read in place of both, or the name of a published set, such as ``'gdf-sd15'``.
 
     Returns:
         The model.
@@ -52,7 +54,7 @@ def load(
     if isinstance(model, FrozenDiffusion):
         return model
     spec = DiffusionSpec.from_dict(_to_dict(model))
-    return spec.load(all_taps(spec.alternatives(block, component)))
+    return spec.load(all_taps(spec.alternatives(block, component, taps)))
 
 
 @torch.no_grad()

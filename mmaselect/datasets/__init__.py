@@ -1,7 +1,7 @@
-"""Data sets that mmpretrain does not have, and what the standard ones look like on disk.
+"""Data sets that the toolboxes do not have, and what the standard ones look like on disk.
 
-The classes derive from mmpretrain's, which takes seconds to import: they are registered by functions that import them
-when a config asks for one.
+Some derive from mmpretrain's or mmseg's, which take seconds to import: these are registered by functions that import
+them when a config asks for one.
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ from typing import Any
 
 from mmengine.registry import DATASETS
 
+from mmaselect.datasets.label_maps import IgnoreRareClasses, LoadLabelMap
 from mmaselect.datasets.layouts import LAYOUTS, Layout, check_layout
+from mmaselect.datasets.pairs import PairDataset, SPair71k, WarpedPairs
 from mmaselect.datasets.readable import LoadReadableImage
 
-__all__ = ['LAYOUTS', 'Layout', 'LoadReadableImage', 'NABirds', 'StanfordDogs', 'check_layout']
+__all__ = [
+    'LAYOUTS', 'DatasetDDPM', 'IgnoreRareClasses', 'Layout', 'LoadLabelMap', 'LoadReadableImage', 'NABirds',
+    'PairDataset', 'SPair71k', 'StanfordDogs', 'WarpedPairs', 'check_layout',
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """``mmaselect.datasets.NABirds`` and ``StanfordDogs``, imported on first use."""
+    """``mmaselect.datasets.NABirds``, ``StanfordDogs`` and ``DatasetDDPM``, imported on first use."""
     if name == 'NABirds':
         from mmaselect.datasets.nabirds import NABirds
 
@@ -26,6 +31,10 @@ def __getattr__(name: str) -> Any:
         from mmaselect.datasets.stanford_dogs import StanfordDogs
 
         return StanfordDogs
+    if name == 'DatasetDDPM':
+        from mmaselect.datasets.dataset_ddpm import DatasetDDPM
+
+        return DatasetDDPM
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
@@ -37,3 +46,8 @@ def _build_nabirds(**kwargs: Any) -> Any:
 @DATASETS.register_module(name='StanfordDogs')
 def _build_stanford_dogs(**kwargs: Any) -> Any:
     return __getattr__('StanfordDogs')(**kwargs)
+
+
+@DATASETS.register_module(name='DatasetDDPM')
+def _build_dataset_ddpm(**kwargs: Any) -> Any:
+    return __getattr__('DatasetDDPM')(**kwargs)

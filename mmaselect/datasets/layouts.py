@@ -24,12 +24,14 @@ class Layout:
         images: Images of each split.
         trees: Folders (with a slash) and files below ``data_root``. Where a data set comes in several forms, one tree
             for each; ``{split}`` stands for the split in use.
+        unit: What ``images`` counts.
     """
 
     title: str
     num_classes: int
     images: Mapping[str, int]
     trees: tuple[tuple[str, ...], ...]
+    unit: str = 'images'
 
 
 #: By the type of the data set in a config. Numbers of images: the data sets' own pages and papers.
@@ -91,6 +93,13 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             {'training': 20210, 'validation': 2000},
             (('images/training/', 'images/validation/', 'annotations/training/', 'annotations/validation/'),),
         ),
+        'SPair71k': Layout(
+            'SPair-71k',
+            18,
+            {'trn': 53340, 'val': 5384, 'test': 12234},
+            (('JPEGImages/', 'PairAnnotation/{split}/', 'Layout/large/{split}.txt'),),
+            'pairs',
+        ),
     }
 )
 
@@ -139,6 +148,6 @@ def check_count(name: str, data_root: str, split: str, found: int) -> str | None
     if found == published:
         return None
     return (
-        f'{name}: split {split!r} of {data_root!r} has {found} images, the published one {published}: '
+        f'{name}: split {split!r} of {data_root!r} has {found} {LAYOUTS[name].unit}, the published one {published}: '
         'results are not comparable with others on this data set'
     )

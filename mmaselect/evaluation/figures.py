@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmaselect.files import atomic_path
-from mmaselect.selection.report import MARKERS, Selection, name_taps, plot
+from mmaselect.selection.report import COLOURS, MARKERS, Selection, name_taps, plot
 from mmaselect.selection.spectrum import gaussian_high_pass
 
 #: Perceptually uniform, and the same to colour-blind eyes (Nunez et al., 2018).
@@ -239,4 +239,58 @@ def draw_decomposition(
         }
         for row, name in enumerate(names)
     ]  # fmt: skip
+    save(figure, path, rows)
+
+
+def draw_matches(
+    pictures: Sequence[tuple[np.ndarray, np.ndarray]],
+    points: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    distances: Sequence[np.ndarray],
+    names: Sequence[str],
+    title: str,
+    path: str | Path,
+    threshold: float = 0.1,
+) -> None:
+    """Pairs beside each other, a line from each point to where it was found; what was missed has a cross at its place.
+
+    Args:
+        pictures: Source and target of each pair, (H, W, 3) in [0, 255], as the model sees them.
+        points: Of each pair the points of the source, where they were found, and where they are, (N, 2) in pixels of
+            the pictures.
+        distances: Between the last two, as shares of the target's box or image, (N,).
+        names: Of the pairs.
+        title: Above it all.
+        path: A PNG file.
+        threshold: Largest distance that counts as right.
+    """
+    columns = 2 if len(pictures) > 1 else 1
+    bands = -(-len(pictures) // columns)
+    figure = new_figure(5.4 * columns, 3 * bands + 0.6)
+    panels = figure.subplots(bands, columns, squeeze=False).flatten()
+    rows = []
+    for panel in panels:
+        panel.set_axis_off()
+    for number, (panel, (source, target)) in enumerate(zip(panels, pictures, strict=False)):
+        height, gap = max(len(source), len(target)), 4
+        canvas = np.full((height, source.shape[1] + gap + target.shape[1], 3), 255, np.uint8)
+        canvas[: len(source), : source.shape[1]] = source
+        canvas[: len(target), source.shape[1] + gap :] = target
+        panel.imshow(canvas, interpolation='nearest', extent=(0, canvas.shape[1], height, 0))
+        offset = np.array([source.shape[1] + gap, 0])
+        asked, found, there = points[number]
+        right = distances[number] <= threshold
+        for one, place, truth, good in zip(asked, found + offset, there + offset, right, strict=True):
+            colour = COLOURS[2] if good else COLOURS[1]
+            panel.plot(*zip(one, place, strict=True), color=colour, lw=1, marker='o', ms=3, mec='white', mew=0.5)
+            if not good:
+                panel.plot(*truth, color=colour, marker='x', ms=5)
+        panel.set_title(f'{names[number]}: {right.sum()} of {len(right)}', fontsize=8)
+        rows += [
+            {
+                'pair': names[number], 'x': one[0], 'y': one[1], 'found x': place[0], 'found y': place[1],
+                'true x': truth[0], 'true y': truth[1], 'distance (share)': distance,
+            }
+            for one, place, truth, distance in zip(asked, found, there, distances[number], strict=True)
+        ]  # fmt: skip
+    figure.suptitle(f'{title}; a cross is where a point is that was missed by more than {threshold:g}', fontsize=9)
     save(figure, path, rows)

@@ -94,7 +94,8 @@ class Table:
 def make_leaderboard(folders: Sequence[str | Path], published: str | Path | None = None) -> list[Table]:
     """Reads runs and published results, and sorts them into tables.
 
-    Two results stand in one table if data set, split, number of images, image size and metric agree and are known.
+    Two results stand in one table if data set, split, number of images, image size, metric and protocol agree and are
+    known.
 
     Args:
         folders: Work directories, or folders that hold some.
@@ -186,10 +187,13 @@ def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 
 def _cost(runs: list[Run]) -> str:
     training = statistics.mean(run.training_seconds for run in runs)
-    if runs[0].block_evaluations is None:
-        return f'training {training:.0f} s'
-    selection = statistics.mean(run.selection_seconds for run in runs)
-    return f'selection {runs[0].block_evaluations} blocks, {selection:.0f} s; training {training:.0f} s'
+    parts = []
+    if runs[0].block_evaluations is not None:
+        selection = statistics.mean(run.selection_seconds for run in runs)
+        parts.append(f'selection {runs[0].block_evaluations} blocks, {selection:.0f} s')
+    if training:
+        parts.append(f'training {training:.0f} s')
+    return '; '.join(parts)
 
 
 def read_published(path: str | Path) -> list[Entry]:
@@ -198,7 +202,8 @@ def read_published(path: str | Path) -> list[Entry]:
     Args:
         path: YAML: ``sources`` (by key: ``title`` and ``url``), and ``results``, each with ``method``, ``dataset``,
             ``split``, ``images``, ``image_size`` (``'512x512'``, or null if the publication was not seen to say),
-            ``metric``, ``value``, ``source`` (a key), and optionally ``backbone`` and ``note``.
+            ``metric``, ``value``, ``source`` (a key), and optionally ``backbone``, ``note``, and ``protocol``: what
+            keeps a number apart from one evaluation of the last checkpoint.
 
     Returns:
         One entry each.
@@ -216,7 +221,8 @@ def read_published(path: str | Path) -> list[Entry]:
     for number, row in enumerate(results, 1):
         try:
             source = sources[row['source']]
-            task = Task(row['dataset'], row['split'], row['images'], row['image_size'], row['metric'])
+            task = Task(row['dataset'], row['split'], row['images'], row['image_size'], row['metric'],
+                        row.get('protocol', ''))  # fmt: skip
             if task.metric not in METRICS.values() or not 0 <= row['value'] <= 100:
                 raise ValueError(f'metric {task.metric!r} with value {row["value"]!r}')
             backbone = f' ({row["backbone"]})' if row.get('backbone') else ''
@@ -266,8 +272,12 @@ def _unknown(task: Task) -> list[str]:
 
 def _reason(task: Task, other: Task) -> str:
     """Why two tasks on one data set are not comparable."""
+
+    def blank(name: str) -> str:
+        return 'the last checkpoint, once' if name == 'protocol' else 'not known'
+
     differing = [
-        f'{WORDS.get(name, name)} ({value or "not known"} here, {asdict(other)[name] or "not known"} there)'
+        f'{WORDS.get(name, name)} ({value or blank(name)} here, {asdict(other)[name] or blank(name)} there)'
         for name, value in asdict(task).items()
         if value != asdict(other)[name]
     ]
@@ -277,7 +287,8 @@ def _reason(task: Task, other: Task) -> str:
 def _title(task: Task) -> str:
     images = f'{task.images} images' if task.images is not None else 'number of images not known'
     size = task.image_size or 'image size not known'
-    return f'{task.dataset}, {task.split} ({images}), {size}, {task.metric}'
+    protocol = f', {task.protocol}' if task.protocol else ''
+    return f'{task.dataset}, {task.split} ({images}), {size}, {task.metric}{protocol}'
 
 
 def to_text(tables: Sequence[Table]) -> str:

@@ -10,9 +10,9 @@ import hashlib
 import json
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,12 +21,23 @@ from mmaselect.datasets import LAYOUTS
 from mmaselect.diffusion.recipe import digest
 from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError
+from mmaselect.files import write_json
 from mmaselect.selection.report import name_taps, read_selection
+
+if TYPE_CHECKING:
+    from mmengine.runner import Runner
 
 #: A timestamp folder of mmengine.
 TIMESTAMP = re.compile(r'\d{8}_\d{6}')
 #: What a log calls the metric of a task, and what a leaderboard calls it.
-METRICS = {'accuracy/top1': 'top-1 accuracy (%)', 'mIoU': 'mIoU (%)'}
+METRICS = {
+    'accuracy/top1': 'top-1 accuracy (%)',
+    'mIoU': 'mIoU (%)',
+    'PCK/bbox@0.1/point': 'PCK@0.1 of the box, per point (%)',
+    'PCK/img@0.1/point': 'PCK@0.1 of the image, per point (%)',
+}
+#: What an evaluation without training leaves in its work directory.
+EVALUATION = 'evaluation.json'
 #: Parts of a config that do not change what is learned, or that are told apart by other columns.
 IRRELEVANT = (
     'randomness', 'work_dir', 'load_from', 'resume', 'launcher', 'experiment_name', 'env_cfg', 'log_level',
@@ -57,6 +68,7 @@ class Task:
         image_size: What the model sees (classification) or is trained on (the crop, in segmentation), as ``'256x256'``;
             None if unknown.
         metric: Name and unit of the metric.
+        protocol: What else a number depends on; empty for ours: one evaluation, of the last checkpoint.
     """
 
     dataset: str
@@ -64,6 +76,7 @@ class Task:
     images: int | None
     image_size: str | None
     metric: str
+    protocol: str = ''
 
 
 @dataclass
@@ -127,7 +140,11 @@ def find_runs(folders: list[str | Path]) -> list[Path]:
             raise InputError(f'work_dir={str(folder)!r} is not a folder')
         logs = sorted(log for log in folder.rglob('vis_data') if TIMESTAMP.fullmatch(log.parent.name))
         # A folder of tests alone, such as tools/test.py writes, has no scalars of a training.
-        runs = {log.parents[1] for log in logs if (log / 'config.py').is_file() and _trained(_scalars(log))}
+        runs = {
+            log.parents[1]
+            for log in logs
+            if (log / 'config.py').is_file() and (_trained(_scalars(log)) or (log.parents[1] / EVALUATION).is_file())
+        }
         if not runs:
             raise InputError(
                 f'work_dir={str(folder)!r} holds no run of tools/train.py: expected a */vis_data/ with config.py and '
@@ -152,6 +169,8 @@ def read_run(folder: Path) -> Run:
     """
     found = {log: _scalars(log) for log in folder.glob('*/vis_data') if TIMESTAMP.fullmatch(log.parent.name)}
     logs = {log: lines for log, lines in sorted(found.items()) if _trained(lines)}
+    if not logs:
+        return _read_evaluation(folder)
     last = max(logs)
     config = read_config(last / 'config.py')
     settings = _settings(config)
@@ -193,6 +212,52 @@ def read_run(folder: Path) -> Run:
         finished=time.strftime('%Y-%m-%d', time.strptime(meta['time'], '%Y%m%d_%H%M%S')),
         settings=settings,
     )
+
+
+def write_evaluation(runner: Runner, metrics: dict[str, float]) -> None:
+    """Writes what a leaderboard needs of an evaluation without training, which has no checkpoint.
+
+    Args:
+        runner: That has tested.
+        metrics: What it found.
+    """
+    from mmaselect.hooks.images import find_backbone
+
+    backbone = find_backbone(runner)
+    content = {
+        'name': runner.experiment_name.removesuffix(f'_{runner.timestamp}'),
+        'log': runner.timestamp,
+        'metrics': metrics,
+        'images': len(runner.test_dataloader.dataset),
+        'timesteps': list(backbone.timesteps),
+        'taps': [list(tap) for tap in backbone.taps],
+        'recipe': digest(backbone.recipe).hex(),
+    }
+    write_json(Path(runner.work_dir) / EVALUATION, content)
+
+
+def _read_evaluation(folder: Path) -> Run:
+    try:
+        content = json.loads((folder / EVALUATION).read_text(encoding='utf-8'))
+        config = read_config(folder / content['log'] / 'vis_data' / 'config.py')
+        metric = next(key for key in METRICS if key in content['metrics'])
+        value, timesteps = float(content['metrics'][metric]), tuple(map(float, content['timesteps']))
+        taps = tuple(Tap(*tap) for tap in content['taps'])
+        finished = time.strftime('%Y-%m-%d', time.strptime(content['log'], '%Y%m%d_%H%M%S'))
+        recipe, images, name = content['recipe'], content['images'], content['name']
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise Incomplete(f'its {EVALUATION} cannot be read: {error!r}') from error
+    selection = _selection(folder, config, recipe, timesteps, taps)
+    config['val_dataloader'] = config.get('test_dataloader')
+    task = _task(config, metric, {})
+    return Run(
+        folder=folder, name=name, task=replace(task, images=images), value=value,
+        seed=config.get('randomness', {}).get('seed'), timesteps=timesteps,
+        taps=', '.join(dict.fromkeys(f'{tap.block} {tap.component}' for tap in taps)), recipe=recipe,
+        criterion=selection.get('criterion_label'), block_evaluations=selection.get('block_evaluations'),
+        selection_seconds=selection.get('seconds'), training_seconds=0.0, finished=finished,
+        settings=_settings(config),
+    )  # fmt: skip
 
 
 def read_config(path: Path) -> dict[str, Any]:

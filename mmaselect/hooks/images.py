@@ -46,7 +46,8 @@ class RunnerImages(ImageSource):
         max_unreadable: float = SHARE,
     ) -> None:
         self.backbone, self.preprocessor = find_backbone(runner), unwrap(runner).data_preprocessor
-        self.dataset, self.seed, self.labels = dataset, seed, labels
+        # Of a data set of pairs, each image once.
+        self.dataset, self.seed, self.labels = getattr(dataset, 'single_images', dataset), seed, labels
         if pipeline is None:
             pipeline = 'train' if runner.cfg.get('default_scope') == 'mmseg' else 'val'
         self.pipeline = pipeline if isinstance(pipeline, str) else 'given'
@@ -131,11 +132,11 @@ def find_backbone(runner: Runner) -> ASelectDiT:
     found = [module for module in model.modules() if isinstance(module, ASelectDiT)]
     if len(found) != 1:
         raise InputError(f'TimestepSelectionHook needs a model with one ASelectDiT backbone; this one has {len(found)}')
-    _settle_normalisation(found[0], model.data_preprocessor)
+    settle_normalisation(found[0], model.data_preprocessor)
     return found[0]
 
 
-def _settle_normalisation(backbone: ASelectDiT, preprocessor: torch.nn.Module) -> None:
+def settle_normalisation(backbone: ASelectDiT, preprocessor: torch.nn.Module) -> None:
     """Tells the backbone what the data preprocessor does to images, or compares that with what the backbone undoes.
 
     Raises:

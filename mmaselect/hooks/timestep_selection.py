@@ -136,6 +136,11 @@ class TimestepSelectionHook(Hook):
                 return
         self.select(runner)
 
+    def before_test(self, runner: Runner) -> None:
+        """Selects for an evaluation without training, which has no checkpoint that would hold a choice."""
+        if runner._load_from is None and not find_backbone(runner).decided:
+            self.select(runner)
+
     def select(self, runner: Runner) -> dict[str, Any]:
         """Runs the search, sets the backbone's timestep, block and component, and reports.
 

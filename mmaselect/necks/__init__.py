@@ -1,6 +1,7 @@
 """Necks that neither mmpretrain nor mmseg has."""
 
+from mmaselect.necks.activation_aggregation import ActivationAggregation
 from mmaselect.necks.attention_pooling import AttentionPooling
 from mmaselect.necks.softmax_fusion import SoftmaxFusion
 
-__all__ = ['AttentionPooling', 'SoftmaxFusion']
+__all__ = ['ActivationAggregation', 'AttentionPooling', 'SoftmaxFusion']
