@@ -47,9 +47,11 @@ class DatasetDDPM(BaseSegDataset):
         if shuffle is not None:
             check_count(shuffle, 'shuffle', 0)
         found = re.search(r'_(\d+)/*$', str(data_root))
-        if found is None and 'metainfo' not in kwargs:
-            raise InputError(f'DatasetDDPM: data_root={data_root!r} does not end in the number of classes, as horse_21')
         if 'metainfo' not in kwargs:
+            if found is None:
+                raise InputError(
+                    f'DatasetDDPM: data_root={data_root!r} does not end in the number of classes, as horse_21'
+                )
             count = int(found[1])
             names = HORSE if Path(data_root).name == 'horse_21' else tuple(f'class {number}' for number in range(count))
             kwargs['metainfo'] = dict(classes=names)

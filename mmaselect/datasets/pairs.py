@@ -123,7 +123,7 @@ class PairDataset(BaseDataset):
         pairs = []
         for number, entry in enumerate(entries):
             try:
-                pair = {side: str(root / entry[side]) for side in ('source', 'target')}
+                pair: dict[str, Any] = {side: str(root / entry[side]) for side in ('source', 'target')}
                 pair.update(points_of(entry['source_points'], entry['target_points']))
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(f'{self.title}: entry {number} is not a pair: {one_line(error)}') from error
@@ -273,7 +273,7 @@ class SPair71k(PairDataset):
         content = read_json(file)
         try:
             folder = root / 'JPEGImages' / category
-            pair = points_of(content['src_kps'], content['trg_kps'], 0.5)
+            pair: dict[str, Any] = {**points_of(content['src_kps'], content['trg_kps'], 0.5)}
             for side, key in (('source', 'src'), ('target', 'trg')):
                 pair[side] = str(folder / content[f'{key}_imname'])
                 pair[f'{side}_size'] = tuple(map(float, content[f'{key}_imsize'][:2]))
@@ -340,7 +340,9 @@ class WarpedPairs(PairDataset):
             side = max(1, round(self.num_points**0.5))
             grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)
             points = (grid + generator.uniform(0, 1, grid.shape)) / side * size
-            pair = dict(name=f'{file.name}, warp {draw}', category='all', target_warp=warp, target_box=None)
+            pair: dict[str, Any] = dict(
+                name=f'{file.name}, warp {draw}', category='all', target_warp=warp, target_box=None
+            )
             pair.update(source=str(file), target=str(file), source_size=size, target_size=size)
             there = move(warp, points)
             inside = ~outside_of(torch.from_numpy(there), size).numpy()
@@ -419,7 +421,8 @@ def _size_of(path: str) -> tuple[float, float]:
     try:
         with Image.open(path) as file:
             lying = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return tuple(map(float, file.size[::-1] if lying else file.size))
+            width, height = file.size[::-1] if lying else file.size
+            return float(width), float(height)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f'{path} cannot be read as an image: {one_line(error)}') from error
 

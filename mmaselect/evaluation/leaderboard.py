@@ -38,8 +38,8 @@ class Entry:
 
     Attributes:
         name: Config or method.
-        task: What was measured; None for a run that is incomplete.
-        mean: Mean of the metric over seeds; None for a run that is incomplete.
+        task: What was measured, a :class:`Task`; None for a run that is incomplete.
+        mean: Mean of the metric over seeds, a number; None for a run that is incomplete.
         deviation: Standard deviation over seeds (n - 1); None for a single one.
         seeds: The seeds, as text.
         timestep: Selected.
@@ -52,8 +52,8 @@ class Entry:
     """
 
     name: str
-    task: Task | None
-    mean: float | None = None
+    task: Any
+    mean: Any = None
     deviation: float | None = None
     seeds: str = ''
     timestep: str = ''
@@ -189,7 +189,7 @@ def _cost(runs: list[Run]) -> str:
     training = statistics.mean(run.training_seconds for run in runs)
     parts = []
     if runs[0].block_evaluations is not None:
-        selection = statistics.mean(run.selection_seconds for run in runs)
+        selection = statistics.mean(run.selection_seconds or 0 for run in runs)
         parts.append(f'selection {runs[0].block_evaluations} blocks, {selection:.0f} s')
     if training:
         parts.append(f'training {training:.0f} s')

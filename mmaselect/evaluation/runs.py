@@ -192,7 +192,7 @@ def read_run(folder: Path) -> Run:
         timesteps, taps, recipe = read_choice(state, 'backbone.')
     except InputError as error:
         raise Incomplete(str(error)) from error
-    if timesteps is None:
+    if timesteps is None or taps is None or recipe is None:
         raise Incomplete('its checkpoint has no timestep: nothing had chosen one')
     recipe_digest = digest(recipe).hex()
     selection = _selection(folder, config, recipe_digest, timesteps, taps)
@@ -229,8 +229,8 @@ def write_evaluation(runner: Runner, metrics: dict[str, float]) -> None:
         'log': runner.timestamp,
         'metrics': metrics,
         'images': len(runner.test_dataloader.dataset),
-        'timesteps': list(backbone.timesteps),
-        'taps': [list(tap) for tap in backbone.taps],
+        'timesteps': list(backbone.timesteps or ()),
+        'taps': [list(tap) for tap in backbone.taps or ()],
         'recipe': digest(backbone.recipe).hex(),
     }
     write_json(Path(runner.work_dir) / EVALUATION, content)
@@ -287,7 +287,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise Incomplete(f'{path.name} of its log cannot be read: {error}') from error
 
 
-def _literal(node: ast.expr) -> Any:
+def _literal(node: ast.expr | None) -> Any:
     if isinstance(node, ast.Call):
         if not isinstance(node.func, ast.Name) or node.func.id != 'dict' or len(node.args) > 1:
             raise ValueError(f'line {node.lineno} calls something')
@@ -298,7 +298,7 @@ def _literal(node: ast.expr) -> Any:
         return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values, strict=True)}
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_literal(item) for item in node.elts]
-    return ast.literal_eval(node)
+    return ast.literal_eval(node or '')
 
 
 def _scalars(log: Path) -> list[dict[str, Any]]:
@@ -322,12 +322,12 @@ def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> tuple[str, f
     """Metric, its value, seconds of training, and the epoch or iteration of its end, if the log reaches it."""
     loop = config.get('train_cfg') or {}
     unit = 'epoch' if loop.get('by_epoch', loop.get('type') == 'EpochBasedTrainLoop') else 'iter'
-    end = loop.get('max_epochs' if unit == 'epoch' else 'max_iters')
+    end = int(loop.get('max_epochs' if unit == 'epoch' else 'max_iters') or 0)
     training = [line for line in lines if 'loss' in line]
     # An iteration that was done twice, before a kill and after a resume, counts once.
-    by_iteration = {line.get('iter', line.get('step')): line for line in training}
+    by_iteration: dict[int, dict[str, Any]] = {line.get('iter', line.get('step', 0)): line for line in training}
     final = max(by_iteration)
-    # That of the end is proof that the end was reached; the last iterations need not be in the log.
+    # A validation at the end shows that the end was reached; the log need not hold the last iterations.
     validations = [line for line in lines if line.get('step') == end and any(key in line for key in METRICS)]
     if not validations:
         last = max(line.get(unit, line.get('step', 0)) for line in training)
@@ -381,7 +381,7 @@ def _selection(
         raise Incomplete('its timestep was selected, but there is no selection.json')
     try:
         request, decision = selection['request'], selection['decisions'][selection['criterion_label']]
-        found = {'taps': ([name_taps([tap]) for tap in taps], decision['taps'])}
+        found: dict[str, tuple[Any, Any]] = {'taps': ([name_taps([tap]) for tap in taps], decision['taps'])}
         if backbone.get('timestep', 'auto') == 'auto':
             found['timestep'] = (list(timesteps), [float(value) for value in decision['timesteps']])
         # A model that was pruned after the selection has another recipe than the one that it was selected on.

@@ -68,7 +68,7 @@ class PixelEnsembleHead(BaseModule):
         """Votes for each class, (B, num_classes, h, w), at the cells of the finest map."""
         self._check(maps)
         finest = max(maps, key=lambda one: one.shape[2] * one.shape[3])
-        return vote(self.ensemble, maps, tuple(finest.shape[2:]))
+        return vote(self.ensemble, maps, (finest.shape[2], finest.shape[3]))
 
     def loss(
         self, maps: Sequence[Tensor], batch_data_samples: Sequence[Any], train_cfg: Any = None

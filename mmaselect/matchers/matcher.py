@@ -90,9 +90,7 @@ class FeatureMatcher(BaseModel):
         self.resolution, self.ensemble, self.discard, self.remember = resolution, ensemble, discard, remember
         self._remembered: OrderedDict[tuple, list[Tensor]] = OrderedDict()
 
-    def forward(
-        self, inputs: Tensor, data_samples: Sequence[BaseDataElement] | None = None, mode: str = 'tensor'
-    ) -> Any:
+    def forward(self, inputs: Tensor, data_samples: Sequence[BaseDataElement] = (), mode: str = 'tensor') -> Any:
         """As of every OpenMMLab model.
 
         Args:
@@ -140,7 +138,7 @@ class FeatureMatcher(BaseModel):
         """Finds the points of each source in its target."""
         maps = self._maps_of(inputs, data_samples)
         for number, sample in enumerate(data_samples):
-            both, discarded = [maps[number], maps[number + len(data_samples)]], []
+            both, discarded = [maps[number], maps[number + len(data_samples)]], list[list[int]]()
             if self.discard is not None:
                 both, discarded = discard_massive(both, self.discard)
             if self.head is not None:

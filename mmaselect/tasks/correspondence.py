@@ -196,7 +196,7 @@ def find(
     Returns:
         Points (N, 2) in pixels of the target, and the cosine of each, both on the CPU.
     """
-    finest = max((tuple(one.shape[1:]) for one in target), key=math.prod)
+    finest = max(((one.shape[1], one.shape[2]) for one in target), key=math.prod)
     candidates = target_frame.grid(finest if resolution is None else (resolution, resolution))
     places = target_frame.places(candidates)
     queries = F.normalize(sample(source, source_frame.places(points)), dim=1)
@@ -305,7 +305,8 @@ def match(
     images = torch.cat([F.interpolate(one[None], (side, side), mode='bicubic', antialias=True) for one in pictures])
     images = images.clamp(-1, 1).to(next(loaded.parameters()).device)
     maps = read_maps(loaded, images, timesteps, chosen, noise, seed, ensemble)
-    both, discarded = [[one[number] for one in maps] for number in (0, 1)], [[] for _ in maps]
+    both = [[one[number] for one in maps] for number in (0, 1)]
+    discarded: list[list[int]] = [[] for _ in maps]
     if discard is not None:
         both, discarded = discard_massive(both, discard)
     found, similarity = find(both[0], frames[0], checked, both[1], frames[1], resolution)
