@@ -298,7 +298,9 @@ def _literal(node: ast.expr | None) -> Any:
         return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values, strict=True)}
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_literal(item) for item in node.elts]
-    return ast.literal_eval(node or '')
+    if node is None:
+        raise ValueError('a dict is unpacked into another')
+    return ast.literal_eval(node)
 
 
 def _scalars(log: Path) -> list[dict[str, Any]]:
