@@ -3,7 +3,6 @@ _base_ = [
     '../_base_/models/matcher.py',
     '../_base_/datasets/warped_128.py',
     '../_base_/schedules/correspondence_10k.py',
-    '../_base_/selection_recommended.py',
     '../_base_/correspondence_runtime.py',
 ]
 
@@ -15,6 +14,16 @@ model = dict(
     ),
     resolution=16,
 )
+# A digit that is mirrored is another sign, or none.
+custom_hooks = [
+    dict(
+        type='TimestepSelectionHook',
+        criterion=dict(type='InstanceInformation', views=dict(crop=0.7, rotate=15)),
+        timesteps=dict(start=0, stop=1000, num=21),
+        num_images=256,
+        batch_size=64,
+    )
+]
 pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(16, 16), interpolation='bicubic'),

@@ -135,7 +135,7 @@ def check_layout(name: str, data_root: str, split: str | None = None) -> None:
     raise InputError(f'{name}: data_root={data_root!r} lacks {", ".join(nearest)}; expected: {expected} (see {GUIDE})')
 
 
-def check_count(name: str, data_root: str, split: str, found: int) -> str | None:
+def check_images(name: str, data_root: str, split: str, found: int) -> str | None:
     """One sentence if a split is not of its published size, else None.
 
     Args:

@@ -17,9 +17,8 @@ from mmengine.registry import DATASETS, TRANSFORMS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from mmaselect.datasets.layouts import LAYOUTS, check_count, check_layout
-from mmaselect.errors import InputError, check_choice, check_number, one_line
-from mmaselect.errors import check_count as check_whole
+from mmaselect.datasets.layouts import LAYOUTS, check_images, check_layout
+from mmaselect.errors import InputError, check_choice, check_count, check_number, one_line
 from mmaselect.tasks.correspondence import outside_of
 
 #: Points of an image, as shares of its size, that are sent through the transforms beside it: where they come out says
@@ -254,7 +253,7 @@ class SPair71k(PairDataset):
         root = Path(self.data_root)
         layout = root / 'Layout' / 'large' / f'{self.split}.txt'
         names = layout.read_text(encoding='utf-8').split()
-        warning = check_count('SPair71k', str(root), self.split, len(names))
+        warning = check_images('SPair71k', str(root), self.split, len(names))
         if warning:
             MMLogger.get_current_instance().warning(warning)
         pairs = []
@@ -311,9 +310,9 @@ class WarpedPairs(PairDataset):
         self, data_root: str, num_points: int = 16, rotate: float = 20, scale: Sequence[float] = (0.8, 1.25),
         shift: float = 0.1, perspective: float = 0.08, warps: int = 1, seed: int = 0, **kwargs: Any,
     ) -> None:  # fmt: skip
-        check_whole(num_points, 'num_points')
-        check_whole(warps, 'warps')
-        check_whole(seed, 'seed', 0)
+        check_count(num_points, 'num_points')
+        check_count(warps, 'warps')
+        check_count(seed, 'seed', 0)
         check_number(rotate, 'rotate', 0, 180)
         check_number(shift, 'shift', 0, 1)
         check_number(perspective, 'perspective', 0, 0.4)

@@ -8,7 +8,7 @@ from mmengine.fileio import get_file_backend
 from mmengine.logging import MMLogger
 from mmpretrain.datasets import BaseDataset
 
-from mmaselect.datasets.layouts import check_count, check_layout
+from mmaselect.datasets.layouts import check_images, check_layout
 from mmaselect.errors import unknown
 
 
@@ -46,7 +46,7 @@ class PublishedDataset(BaseDataset):
     def load_data_list(self) -> list[dict[str, Any]]:
         """Reads the images of the split and their labels, and says so if there are more or fewer than published."""
         data = self.read_split()
-        warning = check_count(self.name, self.data_root, self.split, len(data))
+        warning = check_images(self.name, self.data_root, self.split, len(data))
         if warning:
             MMLogger.get_current_instance().warning(warning)
         return data

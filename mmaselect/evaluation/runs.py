@@ -172,13 +172,13 @@ def read_run(folder: Path) -> Run:
     if not logs:
         return _read_evaluation(folder)
     last = max(logs)
-    config = read_config(last / 'config.py')
+    config = parse_config(last / 'config.py')
     settings = _settings(config)
     # LastValidationHook makes up for a validation in a log of its own.
     made_up = [
         lines
         for log, lines in sorted(found.items())
-        if log > last and lines and _settings(read_config(log / 'config.py')) == settings
+        if log > last and lines and _settings(parse_config(log / 'config.py')) == settings
     ]
     metric, value, seconds, end = _result(config, [line for lines in [*logs.values(), *made_up] for line in lines])
     checkpoint = _checkpoint(folder, last.parent.name, *end)
@@ -239,7 +239,7 @@ def write_evaluation(runner: Runner, metrics: dict[str, float]) -> None:
 def _read_evaluation(folder: Path) -> Run:
     try:
         content = json.loads((folder / EVALUATION).read_text(encoding='utf-8'))
-        config = read_config(folder / content['log'] / 'vis_data' / 'config.py')
+        config = parse_config(folder / content['log'] / 'vis_data' / 'config.py')
         metric = next(key for key in METRICS if key in content['metrics'])
         value, timesteps = float(content['metrics'][metric]), tuple(map(float, content['timesteps']))
         taps = tuple(Tap(*tap) for tap in content['taps'])
@@ -260,7 +260,7 @@ def _read_evaluation(folder: Path) -> Run:
     )  # fmt: skip
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def parse_config(path: Path) -> dict[str, Any]:
     """Reads a config that mmengine dumped: assignments of literals and ``dict(...)``, and nothing else.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError, check_timestep
 from mmaselect.files import atomic_path, write_json
-from mmaselect.selection.search import Choice, Sweep
+from mmaselect.selection.search import Choice, SearchResult
 
 #: Okabe and Ito's colours, told apart by every kind of colour vision.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
@@ -40,7 +40,7 @@ class Selection:
         config: The deciding criterion and its parameters, as in the config.
     """
 
-    sweep: Sweep
+    sweep: SearchResult
     criterion: str
     config: dict[str, Any]
 
@@ -182,7 +182,7 @@ class Selection:
         )
         fields = ('timesteps', 'num_images', 'block_evaluations', 'encoder_runs', 'seconds', 'strategy', 'noise')
         plain = {name: content[name] for name in fields}
-        sweep = Sweep(scores=scores, choices=choices, intervals=intervals, **plain)
+        sweep = SearchResult(scores=scores, choices=choices, intervals=intervals, **plain)
         return cls(sweep, content['criterion_label'], content['criterion'])
 
     def save(self, folder: str | Path, **extra: Any) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Choice:
 
 
 @dataclass
-class Sweep:
+class SearchResult:
     """Result of a search.
 
     Attributes:
@@ -407,7 +407,7 @@ class Search:
 
     # --- scoring -------------------------------------------------------------------------------------------------
 
-    def finish(self) -> Sweep:
+    def finish(self) -> SearchResult:
         """Brings the ranks together and scores what has been evaluated so far; may be called again after more of it.
 
         Returns:
@@ -423,7 +423,7 @@ class Search:
         if not images:
             raise InputError('selection has no images: the data set is empty')
         evaluated = sorted(self.evaluated)
-        result = Sweep([self.timesteps[position] for position in evaluated], {}, {}, noise=self.noise)
+        result = SearchResult([self.timesteps[position] for position in evaluated], {}, {}, noise=self.noise)
         result.num_images, result.block_evaluations, result.encoder_runs = images, block_evaluations, encoder_runs
         for which, criterion in enumerate(self.criteria):
             resampled = None
@@ -508,7 +508,7 @@ def run(
     portions: Iterable[Iterable[Batch]],
     strategy: str = 'sweep',
     stability: float | None = None,
-) -> Sweep:
+) -> SearchResult:
     """Searches.
 
     Args:
@@ -548,7 +548,7 @@ def run(
     if not search.keep:
         raise InputError("search='coarse-to-fine' needs keep=True")
 
-    state: Sweep | None = None
+    state: SearchResult | None = None
 
     def evaluate(positions: list[int]) -> dict[int, float]:
         nonlocal state
@@ -573,7 +573,7 @@ def sweep(
     on_pass: Callable[[], object] | None = None,
     noise: str = 'fixed',
     noise_seed: int = 0,
-) -> Sweep:
+) -> SearchResult:
     """Scores every timestep on all images, in one process; arguments as of :class:`Search`."""
     search = Search(model, timesteps, criteria, seed=seed, on_pass=on_pass, noise=noise, noise_seed=noise_seed)
     return run(search, [batches])

@@ -18,7 +18,7 @@ from conftest import DEMO, ROOT, error_line, options, run_tool
 
 from mmaselect.errors import InputError
 from mmaselect.evaluation.leaderboard import FORMATS, make_leaderboard, read_published
-from mmaselect.evaluation.runs import METRICS, Incomplete, find_runs, read_config, read_run
+from mmaselect.evaluation.runs import METRICS, Incomplete, find_runs, parse_config, read_run
 
 
 @pytest.fixture(scope='module')
@@ -242,7 +242,7 @@ def test_dumped_configs_are_read_as_they_are(tmp_path):
     for path in paths[::4]:
         Config.fromfile(path).dump(tmp_path / path.name)
         expected = json.loads(json.dumps(Config.fromfile(tmp_path / path.name).to_dict()))
-        assert json.loads(json.dumps(read_config(tmp_path / path.name))) == expected
+        assert json.loads(json.dumps(parse_config(tmp_path / path.name))) == expected
 
 
 def test_a_resumed_run_is_one_run(copy):

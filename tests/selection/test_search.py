@@ -21,7 +21,7 @@ from mmaselect.selection.criteria import FisherScore, HighFrequencyRatio, NoiseC
 from mmaselect.selection.features import Features
 from mmaselect.selection.instance import InstanceInformation, LiDAR, RankMe, ViewConsistency
 from mmaselect.selection.report import Selection, read_selection
-from mmaselect.selection.search import Choice, OneProcess, Search, Sweep, make_timesteps, run, sweep
+from mmaselect.selection.search import Choice, OneProcess, Search, SearchResult, make_timesteps, run, sweep
 from mmaselect.selection.spectrum import high_frequency_ratio
 from mmaselect.selection.views import Views
 
@@ -221,7 +221,7 @@ def made_up(resamples=None, **curves):
         drawn = {0.0: 0.25, 200.0: 0.75} if resamples is None else resamples
         choices[label] = Choice([best], [tap], drawn.get(best, 0.0) if drawn else None, drawn)
     intervals = {label: {tap: [[value - 0.05, value + 0.05] for value in curve]} for label, curve in curves.items()}
-    return Sweep(timesteps, scores, choices, intervals, 10, 120, 10, 1.5, 'sweep')
+    return SearchResult(timesteps, scores, choices, intervals, 10, 120, 10, 1.5, 'sweep')
 
 
 def test_blocks_and_components_are_chosen_with_the_timestep():
