@@ -98,15 +98,15 @@ class FrozenDiffusion(nn.Module):
         self,
         images: Tensor,
         timesteps: Sequence[float],
-        noise: Noise,
+        noise: Noise | Sequence[Noise],
         visit: Callable[[float, Tap, Tensor], object],
     ) -> None:
         """Images to maps: encodes, noises, runs and aligns.
 
         Args:
-            images: (B, 3, H, W) in [-1, 1], of any size; encoded once for all timesteps.
+            images: (B, 3, H, W) in [-1, 1], of any size; encoded once.
             timesteps: Each in [0, 1000].
-            noise: Gives the noise, which all timesteps share.
+            noise: Gives the noise, which all timesteps share; or several, each of which is run at every timestep.
             visit: Called with timestep, tap and map (B, D, h, w), float32, as soon as the pass is there. The cells of a
                 map divide the image evenly, also where it is padded to whole cells for the pass.
 
@@ -115,13 +115,14 @@ class FrozenDiffusion(nn.Module):
         """
         padded = pad_to_cells(images, self.multiple)
         latent, strides = self.encode(padded), self.strides
-        drawn = noise(padded, tuple(latent.shape[1:]))
-        for timestep in timesteps:
+        for one in [noise] if callable(noise) else noise:
+            drawn = one(padded, tuple(latent.shape[1:]))
+            for timestep in timesteps:
 
-            def take(tap: Tap, value: Tensor, timestep: float = timestep) -> None:
-                visit(timestep, tap, align(value.float(), (images.shape[2], images.shape[3]), strides[tap]))
+                def take(tap: Tap, value: Tensor, timestep: float = timestep) -> None:
+                    visit(timestep, tap, align(value.float(), (images.shape[2], images.shape[3]), strides[tap]))
 
-            self.read(latent, drawn, timestep, take)
+                self.read(latent, drawn, timestep, take)
 
     @torch.no_grad()
     def read(self, latent: Tensor, noise: Tensor, timestep: float, visit: Callable[[Tap, Tensor], object]) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from mmaselect.apis.inference import Model, _to_dict, load
 from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.noise import NOISES, policy_noise
-from mmaselect.diffusion.reader import FrozenDiffusion, align, pad_to_cells
+from mmaselect.diffusion.reader import FrozenDiffusion
 from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError, check_choice, check_count, check_number, check_timesteps
 from mmaselect.images import Images, read_picture
@@ -95,7 +95,7 @@ def read_maps(
     seed: int = 0,
     ensemble: int = 1,
 ) -> list[Tensor]:
-    """Reads maps, averaged over noises. The one place of this module that runs the model.
+    """Reads maps, averaged over noises.
 
     Args:
         model: The frozen model.
@@ -109,18 +109,13 @@ def read_maps(
     Returns:
         A map (B, C, h, w), float32, for each timestep and tap, taps innermost; its cells divide the image evenly.
     """
-    size, whole = (images.shape[-2], images.shape[-1]), pad_to_cells(images, model.multiple)
-    latent = model.encode(whole)
     total: dict[tuple[float, Tap], Tensor] = {}
-    for draw in range(ensemble):
-        drawn = policy_noise(noise, seed + draw)(whole, tuple(latent.shape[1:]))
-        for timestep in timesteps:
 
-            def add(tap: Tap, value: Tensor, timestep: float = timestep) -> None:
-                total[timestep, tap] = total.get((timestep, tap), 0) + value.float() / ensemble
+    def add(timestep: float, tap: Tap, value: Tensor) -> None:
+        total[timestep, tap] = total.get((timestep, tap), 0) + value / ensemble
 
-            model.read(latent, drawn, timestep, add)
-    return [align(total[timestep, tap], size, model.strides[tap]) for timestep in timesteps for tap in taps]
+    model.read_images(images, timesteps, [policy_noise(noise, seed + draw) for draw in range(ensemble)], add)
+    return [total[timestep, tap] for timestep in timesteps for tap in taps]
 
 
 def massive_channels(maps: Sequence[Tensor], k: float) -> list[int]:
@@ -303,7 +298,7 @@ def match(
         chosen = tuple(loaded.family.taps)
     side = size or loaded.image_size
     images = torch.cat([F.interpolate(one[None], (side, side), mode='bicubic', antialias=True) for one in pictures])
-    images = images.clamp(-1, 1).to(next(loaded.parameters()).device)
+    images = images.clamp(-1, 1).to(loaded.device)
     maps = read_maps(loaded, images, timesteps, chosen, noise, seed, ensemble)
     both = [[one[number] for one in maps] for number in (0, 1)]
     discarded: list[list[int]] = [[] for _ in maps]
