@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmaselect.diffusion.families import FAMILIES
-from mmaselect.diffusion.loading import Source
 from mmaselect.diffusion.memory import Halving, halve_images, join_maps
 from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.noise import policy_noise
@@ -202,13 +200,4 @@ def select(
 
 
 def _to_dict(model: dict[str, Any] | str | Path) -> dict[str, Any]:
-    if isinstance(model, dict):
-        return model
-    source = Source(model, 'model')
-    folders = dict.fromkeys(family.folder for family in FAMILIES.values())
-    config = next(filter(None, (source.read_json(f'{folder}/config.json') for folder in folders)), {})
-    fitting = [name for name, family in FAMILIES.items() if config.get('_class_name') in family.class_names]
-    if len(fitting) != 1:
-        known = ' or '.join(f"dict(type='{name}', pretrained={str(model)!r})" for name in fitting or FAMILIES)
-        raise InputError(f'model={str(model)!r} does not say its family: give {known}')
-    return dict(type=fitting[0], pretrained=model)
+    return model if isinstance(model, dict) else dict(type='auto', pretrained=str(model))

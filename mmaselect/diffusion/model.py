@@ -346,6 +346,7 @@ def choose_family(kind: Any, config: dict[str, Any], source: Source) -> type[Fam
         InputError: If there is none, or more than one.
     """
     fitting = [family for family in FAMILIES.values() if kind in family.class_names]
+    names = [family.name for family in fitting] or list(FAMILIES)
     if len(fitting) > 1:
         # DiT and SiT are one network.
         index = None if source.single else source.read_json(source.join('model_index.json'))
@@ -354,6 +355,6 @@ def choose_family(kind: Any, config: dict[str, Any], source: Source) -> type[Fam
     if len(fitting) != 1:
         raise InputError(
             f"diffusion.type='auto': {source.field}={source.name!r} holds a {kind!r}, which does not tell its family: "
-            f'give one of {", ".join(FAMILIES)}'
+            f'give one of {", ".join(names)}'
         )
     return fitting[0]
