@@ -159,7 +159,7 @@ def test_labels_are_for_the_fisher_score_alone():
 def test_a_folder_of_weights_says_its_family(model_folder):
     images = torch.rand(2, 3, 64, 64)
     assert mmaselect.extract(model_folder('SD3.5-medium'), images, 100, block=1).shape == (2, 64, 4, 4)
-    with pytest.raises(InputError, match='which does not tell its family: give one of DiT, SiT$'):
+    with pytest.raises(InputError, match=r'which does not tell its family: give one of DiT, SiT$'):
         mmaselect.extract(model_folder('DiT'), images, 100)
 
 
