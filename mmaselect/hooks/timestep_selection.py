@@ -26,7 +26,7 @@ from mmaselect.images import AUTO_IMAGES
 from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criteria
 from mmaselect.selection.report import Selection, read_selection
 from mmaselect.selection.search import STRATEGIES, count_passes, make_timesteps
-from mmaselect.selection.select import select_on
+from mmaselect.selection.select import check_group, select_on
 from mmaselect.unreadable import SHARE, Unreadable
 from mmaselect.version import __version__
 
@@ -107,9 +107,7 @@ class TimestepSelectionHook(Hook):
         check_choice(search, 'search', STRATEGIES)
         if isinstance(stability, bool) or not isinstance(stability, (int, float)) or not 0 < stability <= 1:
             raise InputError(f'stability={stability!r} is not valid: give a share in (0, 1]')
-        centred = [criterion.label for criterion in self.criteria.values() if getattr(criterion, 'centred', False)]
-        if centred and batch_size == 1:
-            raise InputError(f'batch_size={batch_size} is too small: {centred[0]} needs at least 2 images at once')
+        check_group(self.criteria.values(), batch_size)
         self.search, self.stability = search, stability
         self.blocks, self.components = blocks, components
         self.timesteps = make_timesteps(dict(start=0, stop=1000, num=21) if timesteps is None else timesteps)

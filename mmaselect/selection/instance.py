@@ -185,6 +185,12 @@ class InstanceInformation(ViewCriterion):
         return (right - wrong).clamp_min(0)
 
     def _score(self, rows: Tensor) -> float:
+        n, q, cells, channels = rows.shape
+        if self.shrinkage == 0 and n * (q - 1) * cells < channels:
+            raise InputError(
+                f'shrinkage=0 needs at least {channels} views beside the images for {channels} channels; there are '
+                f'{n * (q - 1) * cells}: set shrinkage=0.1, or take more images'
+            )
         right, wrong = (self._information(*scatters(one)) for one in _named(_standardise(rows)))
         return max(0.0, (right - wrong).item())
 

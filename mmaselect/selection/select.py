@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmaselect.diffusion.reader import FrozenDiffusion
 from mmaselect.diffusion.taps import Tap
+from mmaselect.errors import InputError
 from mmaselect.images import ImageSource, draw_portions, number_groups
 from mmaselect.progress import progress_bar
 from mmaselect.selection.criterion import Criterion
 from mmaselect.selection.report import Selection
 from mmaselect.selection.search import OneProcess, Ranks, Search, run
+
+
+def check_group(criteria: Iterable[Criterion], batch_size: int | str) -> None:
+    """Raises :class:`InputError` if a criterion centres images and only one of them is read at once."""
+    centred = [criterion.label for criterion in criteria if getattr(criterion, 'centred', False)]
+    if centred and batch_size == 1:
+        raise InputError(f'batch_size={batch_size} is too small: {centred[0]} needs at least 2 images at once')
 
 
 def select_on(
@@ -60,6 +68,7 @@ def select_on(
         InputError: If there are no images, or features are not finite; on all ranks, if on one.
     """
     ranks = ranks or OneProcess()
+    check_group(criteria.values(), source.batch_size)
     portions = draw_portions(len(source), num_images, seed)
     with progress_bar(desc='timestep selection', unit='pass', disable=not progress or ranks.rank != 0) as bar:
         finder = Search(

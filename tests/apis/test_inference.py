@@ -156,6 +156,11 @@ def test_labels_are_for_the_fisher_score_alone():
         mmaselect.select(MODEL, PIXELS, timesteps=TIMESTEPS, criterion=fisher, labels=[0, 1])
 
 
+def test_centring_needs_two_images_at_once():
+    with pytest.raises(InputError, match=r'batch_size=1 is too small: centred noise-consistent HFR .* needs at least 2'):
+        mmaselect.select(MODEL, PIXELS, timesteps=TIMESTEPS, criterion=dict(type='NoiseConsistentHFR'), batch_size=1)
+
+
 def test_a_folder_of_weights_says_its_family(model_folder):
     images = torch.rand(2, 3, 64, 64)
     assert mmaselect.extract(model_folder('SD3.5-medium'), images, 100, block=1).shape == (2, 64, 4, 4)

@@ -362,6 +362,13 @@ def test_bad_fields_are_named(criterion, fields, message):
         criterion(**fields)
 
 
+def test_without_shrinkage_more_channels_than_views_are_refused():
+    rows = torch.randn(20, 2, 1, 32, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match=r'shrinkage=0 needs at least 32 views .* for 32 channels; there are 20: set'):
+        InstanceInformation(shrinkage=0).score(rows)
+    assert math.isfinite(InstanceInformation().score(rows))
+
+
 @pytest.mark.parametrize('shrinkage', [-0.1, 0.6, 'x', None, True, math.nan])
 def test_bad_shrinkage_is_named(shrinkage):
     message = f'shrinkage={shrinkage!r} is not valid: give a number of at least 0 and at most 0.5'
