@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ from mmaselect.diffusion.reader import FrozenDiffusion
 from mmaselect.diffusion.single_file import convert_network, has_vae, infer_network
 from mmaselect.diffusion.taps import Tap, make_alternatives
 from mmaselect.errors import InputError, check_choice, check_count, check_fields, check_flag, check_number
+
+logger = logging.getLogger('mmaselect')
 
 #: Fields of an architecture that are numbers of something.
 SIZES = ('num_layers', 'num_attention_heads', 'attention_head_dim', 'in_channels', 'out_channels', 'patch_size',
@@ -212,15 +215,18 @@ class DiffusionSpec:
         """Settles where latents come from: ``'pixels'``, or ``'vae'`` with its folder (None for a random one)."""
         if latent == 'pixels':
             return latent, None
+        folder, there = '', False
+        if self.source is not None and self.source.single:
+            there = has_vae(self.source)
+        elif self.source is not None:
+            folder = self.source.join('vae')
+            there = self.source.find(f'{folder}/config.json') is not None
         if vae is not None:
+            if there:
+                logger.warning('vae=%r takes the place of the VAE that the model has: features differ', str(vae))
             return 'vae', find_vae(vae, **hub)
         if self.source is None:
             return 'vae', None
-        if self.source.single:
-            folder, there = '', has_vae(self.source)
-        else:
-            folder = self.source.join('vae')
-            there = self.source.find(f'{folder}/config.json') is not None
         if not there:
             raise self.source.lacks('vae/', ": name one with vae='...', or set latent='pixels'")
         return 'vae', (self.source, folder)

@@ -204,3 +204,16 @@ def test_a_folder_without_an_encoder(tmp_path):
         spec(vae=tmp_path).load(TAPS)
     with pytest.raises(InputError, match='the latent has 8 channels; DiT expects 4'):
         spec(vae=make_tiny(tmp_path / 'wide', 8)).load(TAPS)
+
+
+def test_a_vae_in_the_place_of_the_models_own_is_said(model_folder, tmp_path, caplog):
+    folder = make_tiny(tmp_path, TINY['DiT']['in_channels'])
+    own = DiffusionSpec('DiT', pretrained=str(model_folder('DiT')))
+    assert not caplog.records
+    tiny = DiffusionSpec('DiT', pretrained=str(model_folder('DiT')), vae=str(folder))
+    (record,) = caplog.records
+    assert record.getMessage() == f'vae={str(folder)!r} takes the place of the VAE that the model has: features differ'
+    assert tiny.load(TAPS).identity != own.load(TAPS).identity
+    # A model without one has nothing to take the place of.
+    spec(vae=folder)
+    assert len(caplog.records) == 1
