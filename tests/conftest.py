@@ -37,6 +37,15 @@ def pytest_collection_modifyitems(items):
     """Orders the files; within one, tests stay as they are."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    from mmaselect.diffusion.families import FAMILIES
+
+    for family in FAMILIES.values():
+        if family.is_available():
+            continue
+        reason = f'{family.name} needs diffusers >= {family.least_diffusers}'
+        for item in items:
+            if family.name.lower() in re.sub(r'[-_.]', '', item.nodeid.lower()):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_collection_finish():

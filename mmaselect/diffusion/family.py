@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -82,6 +83,7 @@ class Family(nn.Module, ABC):
         tap_sets: Published sets of taps by name.
         latent_name: What diffusers' ``forward`` calls the noisy latent.
         folder: Where a pipeline's folder has the network.
+        least_diffusers: The oldest diffusers that it was run with, where that is not what the package asks for.
         prompt_tokens: Of the constant prompt's embedding.
         dry_tokens: Of the prompt in a dry run. One stands for all, unless a tap's size depends on them.
         dry_batch: Images in a dry run: a prime that no other dimension has.
@@ -102,6 +104,7 @@ class Family(nn.Module, ABC):
     tap_sets: ClassVar[dict[str, tuple[str, ...]]] = {}
     latent_name: ClassVar[str] = 'hidden_states'
     folder: ClassVar[str] = 'transformer'
+    least_diffusers: ClassVar[str] = '0'
     prompt_tokens: ClassVar[int] = 0
     dry_tokens: ClassVar[int] = 1
     dry_batch: ClassVar[int] = BATCH
@@ -136,10 +139,26 @@ class Family(nn.Module, ABC):
 
     @classmethod
     def model_class(cls) -> type[DiffusersModule]:
-        """The diffusers class, imported when asked for."""
+        """The diffusers class, imported when asked for.
+
+        Raises:
+            InputError: If the diffusers that is installed is too old for it.
+        """
         import diffusers
 
+        if not cls.is_available():
+            raise InputError(
+                f'type={cls.name!r} needs diffusers >= {cls.least_diffusers}: {diffusers.__version__} is installed'
+            )
         return getattr(diffusers, cls.class_names[0])
+
+    @classmethod
+    def is_available(cls) -> bool:
+        """Whether the diffusers that is installed can run it."""
+        import diffusers
+
+        installed, least = (re.findall(r'\d+', text)[:2] for text in (diffusers.__version__, cls.least_diffusers))
+        return list(map(int, installed)) >= list(map(int, least))
 
     @classmethod
     def make_process(cls, scheduler: dict[str, Any], shift: float, config: Any = None) -> ForwardProcess:

@@ -177,7 +177,7 @@ def infer_network(
         )
     refused: InputError | None = None
     converts = False
-    for family in families:
+    for family in filter(lambda one: one.is_available(), families):
         known = {name: config for name, config in family.architectures.items() if arch in (None, name)}
         if isinstance(arch, dict):
             known = {'arch': check_fields(arch, 'arch', family.known_fields(), '')}

@@ -13,6 +13,11 @@ from mmaselect.diffusion.loading import Source
 from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.taps import Tap
 
+pytestmark = pytest.mark.skipif(
+    not (Flux2.is_available() and QwenImage.is_available()),
+    reason=f'Flux2 and QwenImage need diffusers >= {Flux2.least_diffusers}',
+)
+
 
 def make_flux2_vae():
     from diffusers import AutoencoderKLFlux2

@@ -29,6 +29,7 @@ class Flux2(Flux):
     """
 
     name = 'Flux2'
+    least_diffusers = '0.42'
     class_names = ('Flux2Transformer2DModel',)
     # The autoencoder packs 2x2 of its cells.
     cell = 1

@@ -24,6 +24,7 @@ class HunyuanDiT(Family):
     """
 
     name = 'HunyuanDiT'
+    least_diffusers = '0.42'
     class_names = ('HunyuanDiT2DModel',)
     process_class = DDPM
     # Of v1.2; up to v1.1 beta_end is 0.03. A pipeline's folder says it.

@@ -15,6 +15,7 @@ class QwenImage(Family):
     """Qwen-Image under one constant prompt."""
 
     name = 'QwenImage'
+    least_diffusers = '0.42'
     class_names = ('QwenImageTransformer2DModel',)
     architectures = {'qwen-image': {}}
     sites = block_sites('attn', item=1)[0]
