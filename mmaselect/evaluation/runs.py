@@ -332,7 +332,7 @@ def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> tuple[str, f
     # A validation at the end shows that the end was reached; the log need not hold the last iterations.
     validations = [line for line in lines if line.get('step') == end and any(key in line for key in METRICS)]
     others = {key for line in lines if line.get('step') == end and 'loss' not in line for key in line}
-    others -= {'step', 'time', 'data_time'}
+    others = {key for key in others if key not in ('step', 'time', 'data_time') and not key.startswith('selection/')}
     if not validations and others:
         raise Incomplete(f'its last validation has none of {", ".join(METRICS)}, but {", ".join(sorted(others))}')
     if not validations:
