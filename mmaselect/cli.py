@@ -6,6 +6,7 @@ import argparse
 import atexit
 import errno
 import inspect
+import io
 import os
 import re
 import sys
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
 
 from mmaselect.datasets.readable import name_broken_files
 from mmaselect.errors import InputError, one_line  # InputError is re-exported: tools raise it
@@ -58,6 +60,9 @@ def run(main: Callable[[], None]) -> None:
     """
     # mmengine's look-up of other packages' configs imports it; the user can do nothing about that.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)
+    # A character that the terminal does not know, of a folder's name or a table, ends no run.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         main()
     except Exception as error:
@@ -324,7 +329,10 @@ def finish_config(cfg: Config, args: argparse.Namespace, persistent_workers: boo
         # mmpretrain's own tools collate by stacking, mmseg's leave lists; each data preprocessor expects its own.
         if cfg.get('default_scope') == 'mmpretrain':
             defaults.collate_fn = dict(type='default_collate')
-        if persistent_workers and loader.get('num_workers', 0) > 0:
+        if not loader.get('num_workers', 0):
+            # torch refuses it without workers, which --cfg-options may have taken away.
+            loader.persistent_workers = False
+        elif persistent_workers:
             defaults.persistent_workers = True
         for key, value in defaults.items():
             loader.setdefault(key, value)
@@ -378,6 +386,11 @@ def build_runner(cfg: Config, *fields: str) -> Runner:
     name_broken_files()
     if cfg.get('load_from') and Path(cfg.load_from).is_file():
         check_checkpoint(cfg.load_from)
+    elif cfg.get('load_from') and '://' not in cfg.load_from:
+        raise InputError(f'load_from={cfg.load_from!r} is not a file')
+    wrapper = str((cfg.get('optim_wrapper') or {}).get('type'))
+    if 'train_dataloader' in fields and 'AmpOptimWrapper' in wrapper and get_device() in ('cpu', 'mps'):
+        raise InputError(f'--amp, or optim_wrapper.type={wrapper!r}, needs an accelerator: this machine has none')
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 

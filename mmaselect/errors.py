@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -23,6 +24,39 @@ class InputError(ValueError):
         if message.startswith(f'Caught {name} in '):
             message = message.rpartition(f'{name}: ')[2].strip()
         super().__init__(message)
+
+
+class NotFinite(InputError):
+    """Features that hold NaN or infinity.
+
+    Args:
+        message: Where it was found, and why that may be.
+        images: Places of the images in the batch that did it, counted from 0; none where all of several did, which is
+            no fault of an image.
+    """
+
+    def __init__(self, message: str, images: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.images = list(images)
+
+
+@contextmanager
+def naming(name: Callable[[Any], str], batch: Sequence[Any]) -> Iterator[None]:
+    """A block in which an image of :class:`NotFinite` gets its name.
+
+    Args:
+        name: Name of an image.
+        batch: What ``name`` takes, for each image of the batch, which may hold all of them several times over.
+
+    Raises:
+        InputError: In place of :class:`NotFinite`.
+    """
+    try:
+        yield
+    except NotFinite as error:
+        if not error.images:
+            raise
+        raise InputError(f'{name(batch[error.images[0] % len(batch)])}: {error}') from error
 
 
 def one_line(error: BaseException, without: str = '') -> str:

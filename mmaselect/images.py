@@ -168,12 +168,22 @@ def open_picture(path: str | Path) -> Any:
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
-            if image.mode.startswith('I'):
+            if image.mode == 'F':
+                image = Image.fromarray(_levels(np.asarray(image)))
+            elif image.mode.startswith('I'):
                 # Pillow would cut 16 bits off at 255.
                 image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
             return image.convert('RGB')
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f'{path} cannot be read as an image: {error}') from error
+
+
+def _levels(values: np.ndarray) -> np.ndarray:
+    """Floating pixels as 8 bits; Pillow would cut those of [0, 1] off to black."""
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high <= 255:
+        raise ValueError(f'its pixels range from {low:g} to {high:g}, expected 0 to 1, or 0 to 255')
+    return np.round(values * (255 if high <= 1 else 1)).astype(np.uint8)
 
 
 def read_picture(path: str | Path) -> Tensor:

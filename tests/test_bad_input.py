@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, error_line
+from mmengine.device import get_device
 from mmengine.registry import DefaultScope
 from safetensors.torch import load_file, save_file
 
@@ -100,6 +101,31 @@ def attempt(call_tool, data, tmp_path):
 )
 def test_training(attempt, settings, message):
     assert message in attempt(**settings)
+
+
+def test_a_checkpoint_that_is_not_there(attempt):
+    assert "load_from='nothing.pth' is not a file" in attempt(load_from='nothing.pth')
+
+
+@pytest.mark.skipif(get_device() != 'cpu', reason='this machine has an accelerator')
+def test_mixed_precision_without_an_accelerator(attempt):
+    assert "--amp, or optim_wrapper.type='AmpOptimWrapper', needs an accelerator" in attempt(arguments=('--amp',))
+
+
+def test_swapped_colours(attempt):
+    line = attempt(data_preprocessor__to_rgb=False)
+    assert 'the images of train_dataloader are read as BGR and never turned to RGB' in line
+    assert 'set data_preprocessor.to_rgb=True' in line
+
+
+def test_images_of_four_channels(attempt, data):
+    for file in data.glob('*/*/*.png'):
+        cv2.imwrite(str(file), np.zeros((8, 8, 4), np.uint8))
+    line = attempt(
+        train_dataloader__dataset__pipeline__0__color_type='unchanged',
+        val_dataloader__dataset__pipeline__0__color_type='unchanged',
+    )
+    assert '.png is read with 4 channels: the model sees RGB' in line
 
 
 @pytest.mark.parametrize('tool', ('train.py', 'select_timestep.py'))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEMO, error_line, options, run_tool
+from mmengine.dataset import BaseDataset
 from PIL import Image
 
 import mmaselect
@@ -73,6 +74,81 @@ def test_a_training_ends_at_one_too_many(tmp_path):
     with pytest.raises(Exception, match='1 of 3 images cannot be read') as caught:
         list(strict)
     assert str(find_input_error(caught.value)).startswith('1 of 3 images cannot be read, more than max_unreadable=0')
+
+
+CHANNELS = [
+    ('00.png', np.zeros((8, 8, 4), np.uint8), r'00\.png is read with 4 channels: the model sees RGB'),
+    ('00.png', np.zeros((8, 8, 2), np.uint8), r'00\.png is read with 2 channels'),
+    (
+        '00.tiff',
+        np.full((8, 8, 3), 40000, np.uint16),
+        r'00\.tiff is read as torch\.uint16 from 40000 to 40000: expected 0',
+    ),
+    (
+        '00.tiff',
+        np.full((8, 8, 3), 0.5, np.float32),
+        r'00\.tiff is read as torch\.float32 from 0\.5 to 0\.5: expected 0',
+    ),
+    ('00.tiff', np.full((8, 8, 3), 128.5, np.float32), None),
+]
+
+
+@pytest.mark.parametrize('name,pixels,message', CHANNELS)
+def test_images_that_are_not_rgb_of_256_levels_are_named(tmp_path, monkeypatch, name, pixels, message):
+    from mmengine.dataset import BaseDataset
+    from mmpretrain.datasets.transforms import PackInputs
+
+    monkeypatch.setattr(BaseDataset, 'prepare_data', BaseDataset.prepare_data)
+    name_broken_files()
+    monkeypatch.setattr(BaseDataset, 'load_data_list', lambda self: [dict(img_path=str(tmp_path / name), img=pixels)])
+    dataset = BaseDataset(pipeline=[PackInputs()])
+    if message is None:
+        assert dataset[0]['inputs'].shape == (3, 8, 8)
+        return
+    with pytest.raises(InputError, match=message):
+        dataset[0]
+
+
+def test_colours_in_place_of_a_label_map_are_named(tmp_path, monkeypatch):
+    from mmcv.transforms import LoadImageFromFile
+    from mmengine.dataset import BaseDataset
+    from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs, RandomCrop
+
+    monkeypatch.setattr(BaseDataset, 'prepare_data', BaseDataset.prepare_data)
+    name_broken_files()
+    write_images(tmp_path, 1)
+    Image.new('RGB', (70, 64)).save(tmp_path / 'map.png')
+    sample = dict(img_path=str(tmp_path / '00.png'), seg_map_path=str(tmp_path / 'map.png'))
+    sample |= dict(seg_fields=[], reduce_zero_label=False, label_map=None)
+    monkeypatch.setattr(BaseDataset, 'load_data_list', lambda self: [sample])
+    steps = [LoadImageFromFile(), LoadAnnotations(), RandomCrop((32, 32), cat_max_ratio=0.75), PackSegInputs()]
+    said = r'map\.png is read as a label map of \(32, 32, 3\): expected one channel of class numbers, not colours'
+    with pytest.warns(UserWarning, match='ground truth segmentation'), pytest.raises(InputError, match=said):
+        BaseDataset(pipeline=steps)[0]
+
+
+class Spawned(BaseDataset):
+    """Its workers know nothing of this process but what is pickled."""
+
+    def load_data_list(self):
+        return [dict(img_path=self.data_root)]
+
+
+def test_a_worker_that_is_spawned_says_the_same(tmp_path, monkeypatch):
+    from mmcv.transforms import LoadImageFromFile
+
+    monkeypatch.setattr(BaseDataset, 'prepare_data', BaseDataset.prepare_data)
+    name_broken_files()
+    (tmp_path / 'cut.png').write_bytes(b'cut off')
+    dataset = Spawned(data_root=str(tmp_path / 'cut.png'), pipeline=[LoadImageFromFile()])
+    lines = []
+    for method in ('fork', 'spawn'):
+        loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context=method)
+        with pytest.raises(InputError) as caught:
+            list(loader)
+        lines.append(str(caught.value))
+    assert lines[0].startswith(f'{tmp_path}/cut.png cannot be read: ')
+    assert lines[1] == lines[0]
 
 
 class Faulty:

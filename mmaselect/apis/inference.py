@@ -14,7 +14,7 @@ from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.noise import policy_noise
 from mmaselect.diffusion.reader import FrozenDiffusion
 from mmaselect.diffusion.taps import Tap, all_taps
-from mmaselect.errors import InputError, check_timesteps
+from mmaselect.errors import InputError, check_timesteps, naming
 from mmaselect.images import Images
 from mmaselect.progress import progress_bar
 from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criteria
@@ -123,7 +123,8 @@ def extract(
     total = -(-len(source) // source.batch_size)
     parts: list[list[Tensor]] = []
     for batch in progress_bar(iterable=batches, desc='features', total=total, disable=not progress):
-        parts += halving(batch.images)
+        with naming(source.name, batch.indices):
+            parts += halving(batch.images)
     result = dict(zip(keys, join_maps(parts), strict=True))
     return next(iter(result.values())) if len(result) == 1 else result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
@@ -19,7 +20,7 @@ from mmaselect.diffusion.noise import NOISES, pixel_noise, seeded_noise
 from mmaselect.diffusion.reader import FrozenDiffusion
 from mmaselect.diffusion.recipe import Recipe, describe, difference
 from mmaselect.diffusion.taps import Tap, all_taps
-from mmaselect.errors import InputError, check_choice, check_count, check_number, check_timesteps
+from mmaselect.errors import InputError, check_choice, check_count, check_number, check_timesteps, naming
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -322,7 +323,8 @@ class ASelectDiT(BaseModule):
             assumes, also where the image was padded.
 
         Raises:
-            InputError: If nothing has chosen a timestep, block or component yet, or an image is smaller than a patch.
+            InputError: If nothing has chosen a timestep, block or component yet, if an image is smaller than a patch or
+                has no three channels, or if features are not finite.
         """
         if not isinstance(images, Tensor):
             return self._deliver([maps.float() for maps in images])
@@ -343,9 +345,14 @@ class ASelectDiT(BaseModule):
             raise InputError(
                 "model.backbone.cache is set, but nothing fills it: add dict(type='FeatureCacheHook') to custom_hooks"
             )
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise InputError(f'images of shape {tuple(images.shape)} are not valid: expected RGB, (B, 3, H, W)')
         maps: dict[tuple[float, Tap], Tensor] = {}
         # In its own half precision the model is told what to compute in; only in float32 does --amp decide.
-        with torch.autocast(images.device.type, enabled=self._amp_applies(images)):
+        with (
+            naming(lambda place: _name_of(place, len(images)), range(len(images))),
+            torch.autocast(images.device.type, enabled=self._amp_applies(images)),
+        ):
             self.diffusion.read_images(
                 self.to_unit_range(images.float()),
                 self.timesteps,
@@ -394,6 +401,17 @@ class ASelectDiT(BaseModule):
                 level=logging.INFO,
             )
         super().init_weights()
+
+
+def _name_of(place: int, count: int) -> str:
+    """Path of an image of a batch, by the data samples of the model that called; its place, where there are none."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        samples = frame.f_locals.get('data_samples')
+        if isinstance(samples, (list, tuple)) and len(samples) == count:
+            return str(getattr(samples[place], 'img_path', f'image {place} of the batch'))
+        frame = frame.f_back
+    return f'image {place} of the batch'
 
 
 def read_choice(

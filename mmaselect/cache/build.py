@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine import dist
 from mmengine.logging import MMLogger
@@ -25,9 +26,9 @@ from mmaselect.cache.settings import CacheSettings
 from mmaselect.cache.store import SHARD_BYTES, FeatureStore
 from mmaselect.diffusion.loading import parse_dtype
 from mmaselect.diffusion.memory import Halving, halve_images, join_maps
-from mmaselect.errors import InputError
+from mmaselect.errors import InputError, NotFinite, naming
 from mmaselect.files import write_json
-from mmaselect.hooks.images import name_of, read_seeded
+from mmaselect.hooks.images import backends_of, check_seeded, name_of, pipelines_of, read_seeded, transforms_of
 from mmaselect.hooks.ranks import all_ranks
 from mmaselect.progress import progress_bar
 from mmaselect.unreadable import Unreadable
@@ -77,6 +78,12 @@ class FeatureCache:
             )
         if not hasattr(loader.dataset, 'get_data_info'):
             raise InputError(f'{type(loader.dataset).__name__} has no get_data_info: its samples cannot be told apart')
+        mixing = next((step for step in transforms_of(loader.dataset) if hasattr(step, 'get_indices')), None)
+        if mixing is not None:
+            raise InputError(
+                f'{type(mixing).__name__} mixes several images in a sample: features cannot be cached image by image; '
+                'remove it, or cache'
+            )
         self.backbone, self.preprocessor, self.loader, self.settings = backbone, preprocessor, loader, settings
         self.dataset: Any = loader.dataset
         if not len(self.dataset):
@@ -86,13 +93,14 @@ class FeatureCache:
         name = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
         self.store = FeatureStore(f'{settings.dir}/{name[:16]}')
         self.unreadable = Unreadable(settings.max_unreadable)
+        self._backends = backends_of(self.dataset)
         self._broken: set[str] = set()
         dtype = parse_dtype(settings.dtype)
         self._run = Halving(lambda images: [maps.to(dtype).cpu() for maps in backbone(images)], halve_images)
 
     def _describe(self, config: dict[str, Any], preprocessor_config: dict[str, Any]) -> dict[str, Any]:
         backbone = self.backbone
-        pipelines, types = _pipelines(config), _types(config)
+        pipelines, types = _plain(pipelines_of(config)), _types(config)
         return {
             'recipe': backbone.recipe,
             'taps': [list(tap) for tap in backbone.taps or ()],
@@ -163,8 +171,14 @@ class FeatureCache:
 
         def read(index: int) -> bytes | Exception:
             info = dataset.get_data_info(index)
+            labels = np.size(info.get('gt_label', 0))
+            if labels != 1:
+                raise InputError(
+                    f'{name_of(dataset, index)} has {labels} labels: what is cached has one class, or a label map; '
+                    'remove cache'
+                )
             try:
-                return fingerprint(info, files=True)
+                return fingerprint(info, files=True, backends=self._backends)
             except UnreadableFile as error:
                 return error
 
@@ -180,8 +194,9 @@ class FeatureCache:
     def _views(self, probes: Sequence[int]) -> int:
         """As many as are asked for; one, if the pipeline is not random."""
         random = False
+        check_seeded(self.dataset.__getitem__, probes, PROBES[1])
         for index in probes:
-            first, *others = (read_seeded(self.dataset, index, seed)['inputs'] for seed in range(PROBES[1]))
+            first, *others = (read_seeded(self.dataset.__getitem__, index, seed)['inputs'] for seed in range(PROBES[1]))
             random = random or any(other.shape != first.shape or not torch.equal(other, first) for other in others)
         if random and self.settings.views == 1:
             self.logger.warning(
@@ -197,7 +212,7 @@ class FeatureCache:
         found, error = [], None
         for index in range(len(self.dataset)):
             try:
-                read_seeded(self.dataset, index, 0)
+                read_seeded(self.dataset.__getitem__, index, 0)
                 found.append(index)
             except Exception as caught:
                 error = caught
@@ -209,7 +224,7 @@ class FeatureCache:
 
     def _prepare(self, missing: int, index: int) -> None:
         """Learns the form of the samples, and refuses what would be too large."""
-        batch = self.loader.collate_fn([read_seeded(self.dataset, index, 0)])
+        batch = self.loader.collate_fn([read_seeded(self.dataset.__getitem__, index, 0)])
         if not batch.get('data_samples'):
             raise InputError('the training pipeline gives no data_samples: there is nothing to train a head on')
         data = self.preprocessor(batch, True)
@@ -225,10 +240,12 @@ class FeatureCache:
 
     def _compute(self, work: Sequence[tuple[str, int]], show: bool) -> None:
         rows: dict[str, dict[str, Tensor]] = {}
-        size = 0
+        size, places = 0, dict(work)
         with progress_bar(total=len(work), desc='feature cache', unit='view', disable=not show) as bar:
             for keys, batch in self._batches(work):
-                for key, row in zip(keys, self._read(batch), strict=True):
+                with naming(lambda key: name_of(self.dataset, places[key]), keys):
+                    read = self._read(batch)
+                for key, row in zip(keys, read, strict=True):
                     rows[key] = row
                     size += sum(value.nbytes for value in row.values())
                 bar.update(len(keys))
@@ -264,13 +281,15 @@ class FeatureCache:
         training = self.backbone.training
         # As in evaluation: noise='fresh' then gives each view a noise of its own that depends on nothing but it.
         self.backbone.eval()
-        maps = join_maps(self._run(data['inputs']))
-        self.backbone.train(training)
-        if not all(torch.isfinite(one).all() for one in maps):
-            raise InputError(
-                f'features are not finite in {self.settings.dtype}: the weights or images hold NaN or infinity, or '
-                "cache.dtype overflows (bfloat16 has float32's range)"
-            )
+        try:
+            maps = join_maps(self._run(data['inputs']))
+        finally:
+            self.backbone.train(training)
+        for place in range(len(maps[0])):
+            if not all(one[place].isfinite().all() for one in maps):
+                raise NotFinite(
+                    f"cache.dtype={self.settings.dtype!r} overflows: bfloat16 has float32's range", images=[place]
+                )
         samples = [self.form.pack(sample) for sample in data['data_samples']]
         rows = zip(*maps, strict=True)
         named = [{MAPS(number): one for number, one in enumerate(row)} for row in rows]
@@ -289,7 +308,7 @@ class _Views(Dataset):
     def __getitem__(self, position: int) -> dict[str, Any] | str:
         key, index = self.work[position]
         try:
-            return read_seeded(self.dataset, index, int(key[:12], 16))
+            return read_seeded(self.dataset.__getitem__, index, int(key[:12], 16))
         except Exception as error:
             # Not the error itself: what a worker raises ends the loader.
             return f'{error}' or type(error).__name__
@@ -327,16 +346,6 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _pipelines(config: Any) -> list[Any]:
-    """Every ``pipeline`` of a data set and what it wraps, from the outside in."""
-    if isinstance(config, (list, tuple)):
-        return [found for item in config for found in _pipelines(item)]
-    if not isinstance(config, dict):
-        return []
-    inner = [found for key, value in config.items() if key != 'pipeline' for found in _pipelines(value)]
-    return ([_plain(config['pipeline'])] if 'pipeline' in config else []) + inner
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
@@ -360,5 +369,5 @@ def _types(config: Any) -> list[type]:
             for item in value:
                 visit(item)
 
-    visit(_pipelines(config))
+    visit(pipelines_of(config))
     return found

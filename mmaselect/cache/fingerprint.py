@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmaselect.errors import InputError
+from mmaselect.errors import InputError, one_line
 
 #: Says where a sample stands in its data set, not what it is.
 POSITION = 'sample_idx'
@@ -22,13 +22,14 @@ class UnreadableFile(InputError):
     """A file that a sample names is not there, or not to be read."""
 
 
-def fingerprint(value: Any, files: bool = False) -> bytes:
+def fingerprint(value: Any, files: bool = False, backends: Mapping[str, Any] | None = None) -> bytes:
     """Hashes nested dicts, lists, numbers, texts and arrays.
 
     Args:
         value: What to hash. Dicts are read in the order of their keys.
         files: Read what a key ends in ``path`` names, and hash its bytes in place of its name: a file that was moved is
             the same, one that was overwritten is not.
+        backends: ``backend_args`` that the file of a key is read by; others are read as their name asks for.
 
     Returns:
         32 bytes (SHA-256).
@@ -38,24 +39,24 @@ def fingerprint(value: Any, files: bool = False) -> bytes:
         InputError: If something else is in there.
     """
     digest = hashlib.sha256()
-    _add(digest, value, files)
+    _add(digest, value, files, backends or {})
     return digest.digest()
 
 
-def _add(digest: Any, value: Any, files: bool) -> None:
+def _add(digest: Any, value: Any, files: bool, backends: Mapping[str, Any]) -> None:
     if isinstance(value, Mapping):
         digest.update(b'{')
         for key in sorted(value, key=str):
             if key == POSITION and files:
                 continue
-            _add(digest, str(key), False)
+            _add(digest, str(key), False, backends)
             named = files and str(key).endswith('path') and isinstance(value[key], (str, Path)) and str(value[key])
-            _add(digest, _content(str(value[key])) if named else value[key], files)
+            _add(digest, _content(str(value[key]), backends.get(key)) if named else value[key], files, backends)
         digest.update(b'}')
     elif isinstance(value, (list, tuple)):
         digest.update(b'[')
         for item in value:
-            _add(digest, item, files)
+            _add(digest, item, files, backends)
         digest.update(b']')
     elif value is None or isinstance(value, (bool, int, float, str, Path)):
         _add_bytes(digest, type(value).__name__, str(value).encode())
@@ -81,14 +82,14 @@ def _add_bytes(digest: Any, kind: str, content: bytes) -> None:
     digest.update(content)
 
 
-def _content(path: str) -> bytes:
-    """SHA-256 of a file, by whichever of mmengine's backends its name asks for."""
+def _content(path: str, backend: Any) -> bytes:
+    """SHA-256 of a file, by one of mmengine's backends; None for whichever its name asks for."""
     from mmengine import fileio
 
     try:
-        return hashlib.sha256(fileio.get(path)).digest()
-    except OSError as error:
-        raise UnreadableFile(f'{path} cannot be read: {error.strerror or error}') from error
+        return hashlib.sha256(fileio.get(path, backend)).digest()
+    except Exception as error:  # each backend has errors of its own
+        raise UnreadableFile(f'{path} cannot be read: {getattr(error, "strerror", None) or one_line(error)}') from error
 
 
 def source_of(*objects: Any) -> bytes:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from mmengine.runner.loops import IterBasedTrainLoop, _InfiniteDataloaderIterator
 
 from mmaselect.cache.build import FeatureCache
 from mmaselect.cache.dataset import CACHED, MAPS, CachedFeatures, cached_loader
 from mmaselect.cache.samples import SampleForm
 from mmaselect.cache.settings import CacheSettings
+from mmaselect.datasets.readable import name_broken_files
 from mmaselect.errors import InputError
 from mmaselect.hooks.images import find_backbone, unwrap
 
@@ -37,12 +39,25 @@ class FeatureCacheHook(Hook):
 
     def __init__(self) -> None:
         self._features: CachedFeatures
-        self._restore: Callable[[], None] | None = None
+        self._replaced = ExitStack()
 
     def before_run(self, runner: Runner) -> None:
-        """Checks the settings, before anything is computed."""
+        """Checks the settings, before anything is computed, and sees to it that all is put back in the end."""
+        name_broken_files()
         backbone = find_backbone(runner)
         self.settings = read_settings(backbone.cache)
+        loop = runner._train_loop
+        if not isinstance(loop, BaseLoop):
+            return
+        run = loop.run
+
+        def run_and_put_back() -> Any:
+            # No hook is called after an exception, or after Ctrl-C.
+            with self._replaced:
+                loop.__dict__.pop('run', None)
+                return run()
+
+        loop.run = run_and_put_back  # type: ignore[method-assign]
 
     def before_train(self, runner: Runner) -> None:
         """Puts features in the place of images."""
@@ -51,10 +66,15 @@ class FeatureCacheHook(Hook):
             cache = make_cache(runner, self.settings)
             self._features = cache.build()
             loop, loader = runner.train_loop, cached_loader(runner.train_loop.dataloader, self._features)
-            loop.dataloader = loader
+            self._replace(loop, 'dataloader', loader)
             if isinstance(loop, IterBasedTrainLoop):
-                loop.dataloader_iterator = _InfiniteDataloaderIterator(loader)
-        self._restore = accept_features(unwrap(runner).data_preprocessor, cache.form)
+                self._replace(loop, 'dataloader_iterator', _InfiniteDataloaderIterator(loader))
+        self._replaced.callback(accept_features(unwrap(runner).data_preprocessor, cache.form))
+
+    def _replace(self, owner: Any, name: str, value: Any) -> None:
+        """Sets an attribute until the end of the training."""
+        self._replaced.callback(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, value)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Turns to the next view of each image."""
@@ -64,12 +84,6 @@ class FeatureCacheHook(Hook):
         """The same for schedules that count iterations."""
         if isinstance(runner.train_loop, IterBasedTrainLoop):
             self._features.epoch = runner.iter // len(runner.train_loop.dataloader)
-
-    def after_train(self, runner: Runner) -> None:
-        """Leaves the data preprocessor as it was."""
-        if self._restore is not None:
-            self._restore()
-            self._restore = None
 
 
 def read_settings(cache: dict[str, Any] | None) -> CacheSettings:

@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 
@@ -33,7 +34,7 @@ class LoadReadableImage:
     """
 
     def __init__(self, max_unreadable: float = SHARE, **options: Any) -> None:
-        self.options = options
+        self.options, self.backend_args = options, options.get('backend_args')
         self.unreadable = Unreadable(max_unreadable, fewest=1000)
         self._load: Any = None
 
@@ -64,11 +65,44 @@ class LoadReadableImage:
         return f'{type(self).__name__}({", ".join(f"{key}={value!r}" for key, value in options.items())})'
 
 
+def check_sample(sample: Any) -> None:
+    """Checks what a pipeline made of an image and its label map, while the names of the files are known.
+
+    Args:
+        sample: With ``inputs`` (C, H, W), as the data preprocessor takes them, and ``data_samples``.
+
+    Raises:
+        InputError: If the image has not one or three channels, or values that are not in [0, 255], or the label map has
+            more than one channel.
+    """
+    if not isinstance(sample, dict):
+        return
+    image, found = sample.get('inputs'), sample.get('data_samples')
+    path = getattr(found, 'img_path', None)
+    if path is None or not isinstance(image, torch.Tensor) or image.dim() != 3:
+        return
+    if image.shape[0] not in (1, 3):
+        raise InputError(f'{path} is read with {image.shape[0]} channels: the model sees RGB')
+    if image.dtype != torch.uint8:
+        values = image.double()
+        low, high = values.aminmax()
+        # Interpolation may overshoot; of 256 levels, those below the second are whole numbers.
+        scaled = high <= 1 and not torch.equal(values, values.round())
+        if not -25 <= low <= high <= 280 or scaled:
+            raise InputError(f'{path} is read as {image.dtype} from {low:g} to {high:g}: expected 0 to 255')
+    labels = getattr(found, 'gt_sem_seg', None)
+    if labels is not None and labels.data.shape[0] != 1:
+        map_path, shape = getattr(found, 'seg_map_path', path), tuple(labels.data.shape)
+        raise InputError(
+            f'{map_path} is read as a label map of {shape}: expected one channel of class numbers, not colours'
+        )
+
+
 def name_broken_files() -> None:
     """Lets mmengine's data sets say which file a toolbox's transform could not read, also from a loader's worker.
 
-    What reads label maps, and images that are empty, says only what was wrong. All else that a transform raises stays
-    as it is.
+    What reads label maps, and images that are empty, says only what was wrong; colours in a label map, and images of
+    four channels, are read without a word. All else that a transform raises stays as it is.
     """
     from mmengine.dataset import BaseDataset
 
@@ -79,7 +113,9 @@ def name_broken_files() -> None:
     @functools.wraps(prepare)
     def prepare_or_name(self: BaseDataset, idx: int) -> Any:
         try:
-            return prepare(self, idx)
+            sample = prepare(self, idx)
+            check_sample(sample)
+            return sample
         except Exception as error:
             path = None if isinstance(error, InputError) else _broken_file(error)
             if path is None:
@@ -87,6 +123,19 @@ def name_broken_files() -> None:
             raise InputError(f'{path} cannot be read: {one_line(error)}') from error
 
     BaseDataset.prepare_data = prepare_or_name
+    BaseDataset.__reduce_ex__ = _reduce
+
+
+def _reduce(dataset: Any, protocol: Any) -> tuple:
+    """Pickles a data set so that a worker that is spawned, not forked, names broken files too."""
+    reduced: Any = object.__reduce_ex__(dataset, protocol)
+    make, args, *rest = reduced
+    return (_make, (make, args), *rest)
+
+
+def _make(make: Any, args: tuple) -> Any:
+    name_broken_files()
+    return make(*args)
 
 
 def _broken_file(error: BaseException) -> str | None:

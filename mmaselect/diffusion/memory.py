@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmaselect.diffusion.reader import FrozenDiffusion, pad_to_cells
-from mmaselect.errors import InputError
+from mmaselect.errors import InputError, NotFinite
 
 logger = logging.getLogger('mmaselect')
 
@@ -138,7 +138,16 @@ class Halving(Generic[Batch, Result]):
                 raise InputError(f'{which} not fit memory: use smaller images, or a smaller dtype')
             self.most = max(map(self.size, halves))
             logger.warning('%d images at once do not fit memory: going on with %d', count, self.most)
-        return [result for half in halves for result in self(half)]
+        results: list[Result] = []
+        before = 0
+        for half in halves:
+            try:
+                results += self(half)
+            except NotFinite as error:
+                error.images = [before + place for place in error.images]
+                raise
+            before += self.size(half)
+        return results
 
 
 def halve_images(images: Tensor) -> Sequence[Tensor] | None:

@@ -12,7 +12,7 @@ from mmaselect.diffusion.family import Family
 from mmaselect.diffusion.latent import LatentEncoder
 from mmaselect.diffusion.loading import Identity
 from mmaselect.diffusion.taps import Tap
-from mmaselect.errors import InputError
+from mmaselect.errors import InputError, NotFinite
 
 #: Gives the noise for images (B, 3, H, W) in [-1, 1] and the shape of one latent: (*shape), or (B, *shape).
 Noise = Callable[[Tensor, tuple[int, ...]], Tensor]
@@ -133,16 +133,50 @@ class FrozenDiffusion(nn.Module):
             noise: Standard normal, broadcastable to ``latent``.
             timestep: In [0, 1000].
             visit: Called with each tap, block by block, and its map (B, D, h, w).
+
+        Raises:
+            NotFinite: If a map holds NaN or infinity: every use of features comes by here.
         """
+
+        def check(tap: Tap, value: Tensor) -> None:
+            check_finite(value, tap, timestep, latent)
+            visit(tap, value)
+
         # Noising in float32: a bfloat16 latent keeps 8 bits, fewer than the image's own.
         noisy = self.family.process.add_noise(latent.float(), noise.to(latent.device).float(), timestep)
-        self.family.read(noisy.to(self.family.dtype), timestep, visit)
+        self.family.read(noisy.to(self.family.dtype), timestep, check)
 
     def forward(self, latent: Tensor, noise: Tensor, timestep: float) -> dict[Tap, Tensor]:
         """All taps of :meth:`read` at once."""
         maps: dict[Tap, Tensor] = {}
         self.read(latent, noise, timestep, maps.__setitem__)
         return maps
+
+
+def check_finite(maps: Tensor, tap: Tap, timestep: float, latent: Tensor) -> None:
+    """Checks a map, in one reduction; what is traced or exported has no values to look at.
+
+    Args:
+        maps: (B, D, h, w).
+        tap: Of the map.
+        timestep: In [0, 1000].
+        latent: What it was computed from, (B, C, H, W).
+
+    Raises:
+        NotFinite: If it holds NaN or infinity.
+    """
+    if maps.is_meta or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return
+    if torch.stack(torch.aminmax(maps.detach())).isfinite().all():
+        return
+    broken = [not one.isfinite().all() for one in maps]
+    # Of a batch that is broken as a whole, no image is to blame.
+    images = [place for place, found in enumerate(broken) if found] if len(broken) == 1 or not all(broken) else []
+    why = f'the weights or the images hold NaN or infinity, or {maps.dtype} overflows'
+    if not latent.isfinite().all():
+        why = f'nor is the latent: the images hold NaN or infinity, or the encoder overflows in {latent.dtype}'
+    where = f'timestep {timestep:g}, block {tap.block}, {tap.component}'
+    raise NotFinite(f'features are not finite at {where}: {why}', images)
 
 
 def pad_to_cells(images: Tensor, multiple: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from mmaselect.diffusion.noise import seeded_noise
 from mmaselect.diffusion.reader import FrozenDiffusion
 from mmaselect.diffusion.taps import Tap
+from mmaselect.errors import naming
 from mmaselect.images import Batch
 from mmaselect.selection.features import Features
 
@@ -60,7 +61,8 @@ def energy_parts(
                 value = torch.stack([one.sum() for one in found]).cpu()
                 sums[tap, timestep] = sums.get((tap, timestep), 0) + value
 
-            model.read(latent.repeat(2, 1, 1, 1), noise, timestep, add)
+            with naming('image {}'.format, batch.indices):
+                model.read(latent.repeat(2, 1, 1, 1), noise, timestep, add)
     return [_row(tap, timestep, *value.tolist()) for (tap, timestep), value in sums.items()]
 
 

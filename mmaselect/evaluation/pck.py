@@ -24,7 +24,7 @@ class PCK(BaseMetric):
 
     Width and height are those of the target's bounding box (``bbox``) or image (``img``), in its own pixels. Each is
     averaged over points, over images (the mean of each pair, then over pairs), and over categories (the mean over the
-    points of each, then over categories): ``PCK/bbox@0.1/point``, ``.../image``, ``.../category``. Of published
+    points of each, then over categories): ``PCK/bbox_0.1/point``, ``.../image``, ``.../category``. Of published
     numbers, DIFT's, DiTF's and GDF's are ``bbox@0.1``, per point; GeoAware-SC counts a distance that equals the
     threshold as wrong.
 
@@ -77,7 +77,7 @@ class PCK(BaseMetric):
             for threshold in self.thresholds:
                 right = [share <= threshold for share in shares]
                 for average, value in pck(right, categories).items():
-                    metrics[f'{side}@{threshold:g}/{average}'] = value
+                    metrics[f'{side}_{threshold:g}/{average}'] = value
                 each = {
                     name: pck([one for one, other in zip(right, categories, strict=True) if other == name], [name] * n)
                     for name, n in sorted(Counter(categories).items())

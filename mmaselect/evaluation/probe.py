@@ -17,7 +17,7 @@ from torch import Tensor
 from mmaselect.diffusion.noise import NOISES, policy_noise
 from mmaselect.diffusion.recipe import digest
 from mmaselect.diffusion.taps import Tap
-from mmaselect.errors import InputError, check_choice
+from mmaselect.errors import InputError, check_choice, naming
 from mmaselect.files import write_json
 from mmaselect.hooks.images import RunnerImages, find_backbone
 from mmaselect.images import IGNORED
@@ -86,7 +86,7 @@ def read_features(
     for batch in images.batches(range(len(images))):
         batch, sampled = batch.padded(model.multiple), None
         if batch.labels is None:
-            raise InputError('a probe needs labels; these images have none')
+            raise InputError('a probe needs labels; these images have none, or not one class each')
         if batch.labels.dim() == 3:
             finest = min(model.strides[tap] for tap in taps)
             dense = cell_labels(batch.labels, [side // finest for side in batch.images.shape[-2:]])
@@ -97,7 +97,8 @@ def read_features(
             if (one, tap) in features:
                 features[one, tap].append((value.mean((2, 3)) if sampled is None else sampled.of(value)).cpu())
 
-        model.read_images(batch.images, timesteps, draw, take)
+        with naming(images.name, batch.indices):
+            model.read_images(batch.images, timesteps, draw, take)
         if on_batch is not None:
             on_batch()
     return {key: torch.cat(parts).numpy() for key, parts in features.items()}, torch.cat(labels).numpy()

@@ -33,8 +33,8 @@ TIMESTAMP = re.compile(r'\d{8}_\d{6}')
 METRICS = {
     'accuracy/top1': 'top-1 accuracy (%)',
     'mIoU': 'mIoU (%)',
-    'PCK/bbox@0.1/point': 'PCK@0.1 of the box, per point (%)',
-    'PCK/img@0.1/point': 'PCK@0.1 of the image, per point (%)',
+    'PCK/bbox_0.1/point': 'PCK@0.1 of the box, per point (%)',
+    'PCK/img_0.1/point': 'PCK@0.1 of the image, per point (%)',
 }
 #: What an evaluation without training leaves in its work directory.
 EVALUATION = 'evaluation.json'
@@ -331,6 +331,10 @@ def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> tuple[str, f
     final = max(by_iteration)
     # A validation at the end shows that the end was reached; the log need not hold the last iterations.
     validations = [line for line in lines if line.get('step') == end and any(key in line for key in METRICS)]
+    others = {key for line in lines if line.get('step') == end and 'loss' not in line for key in line}
+    others = {key for key in others if key not in ('step', 'time', 'data_time') and not key.startswith('selection/')}
+    if not validations and others:
+        raise Incomplete(f'its last validation has none of {", ".join(METRICS)}, but {", ".join(sorted(others))}')
     if not validations:
         last = max(line.get(unit, line.get('step', 0)) for line in training)
         raise Incomplete(

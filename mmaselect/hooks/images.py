@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,13 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmaselect.backbones import ASelectDiT
+from mmaselect.datasets.readable import check_sample
 from mmaselect.errors import InputError
 from mmaselect.images import IGNORED, ImageSource
 from mmaselect.unreadable import SHARE, Unreadable
+
+#: Images that are read twice, to see whether a seed decides what random transforms give.
+SEED_PROBES = 8
 
 
 class RunnerImages(ImageSource):
@@ -63,6 +67,8 @@ class RunnerImages(ImageSource):
         self._pad = self.pipeline == 'train' and getattr(self.preprocessor, 'size', None) is not None
         self._ignored = ignored_label(unwrap(runner))
         self.unreadable = Unreadable(max_unreadable)
+        if self.pipeline != 'val':
+            check_seeded(self._read, range(min(SEED_PROBES, len(self))))
         self.fit(self.backbone.diffusion, batch_size, passes=passes)
 
     def __len__(self) -> int:
@@ -72,12 +78,15 @@ class RunnerImages(ImageSource):
         """Its path."""
         return name_of(self.dataset, index)
 
+    def _read(self, index: int) -> dict[str, Any]:
+        if self.transforms is None:
+            return self.dataset[index]
+        return self.transforms(self.dataset.get_data_info(index))
+
     def load(self, index: int) -> tuple[Tensor, Tensor | None]:
         """See :class:`~mmaselect.images.ImageSource`."""
-        if self.transforms is None:
-            sample = read_seeded(self.dataset, index, self.seed + index)
-        else:
-            sample = self.transforms(self.dataset.get_data_info(index))
+        sample = read_seeded(self._read, index, self.seed + index)
+        check_sample(sample)
         # Stacking here would have to know each toolbox's padding: one image needs none.
         data = self.preprocessor({'inputs': [sample['inputs']], 'data_samples': [sample['data_samples']]}, self._pad)
         image = self.backbone.to_unit_range(data['inputs'].float())[0]
@@ -92,11 +101,11 @@ def name_of(dataset: Any, index: int) -> str:
         return f'number {index}'
 
 
-def read_seeded(dataset: Any, index: int, seed: int) -> dict[str, Any]:
+def read_seeded(read: Callable[[int], dict[str, Any]], index: int, seed: int) -> dict[str, Any]:
     """Reads a sample whose random transforms depend on a seed alone; all random states are left as they were.
 
     Args:
-        dataset: With its transforms.
+        read: Gives a transformed sample.
         index: Of the sample.
         seed: At least 0.
 
@@ -111,10 +120,59 @@ def read_seeded(dataset: Any, index: int, seed: int) -> dict[str, Any]:
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
         try:
-            return dataset[index]
+            return read(index)
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+def check_seeded(read: Callable[[int], dict[str, Any]], indices: Sequence[int], draws: int = 1) -> None:
+    """Reads samples twice under one seed; those that cannot be read are for others to tell.
+
+    Args:
+        read: See :func:`read_seeded`.
+        indices: Of the samples.
+        draws: Seeds to try.
+
+    Raises:
+        InputError: If a sample comes out in two ways.
+    """
+    for index in indices:
+        for seed in range(draws):
+            try:
+                first, second = (read_seeded(read, index, seed)['inputs'] for _ in range(2))
+            except Exception:
+                break
+            if isinstance(first, Tensor) and not (first.shape == second.shape and torch.equal(first, second)):
+                raise InputError(
+                    'the pipeline gives two images under one seed: a transform has random numbers of its own, as those '
+                    'of Albumentations 2 do; give it a seed for every image, or leave it out'
+                )
+
+
+def transforms_of(dataset: Any) -> list[Any]:
+    """The transforms of a data set and of all that it wraps, from the outside in."""
+    steps = getattr(dataset, 'pipeline', None) or []
+    inner = [getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or [])]
+    return [
+        *getattr(steps, 'transforms', steps),
+        *(step for one in inner if one is not None for step in transforms_of(one)),
+    ]
+
+
+def backends_of(dataset: Any) -> dict[str, Any]:
+    """How a data set's transforms read files: ``backend_args`` by the key of a sample that names the file.
+
+    Raises:
+        InputError: If its parts read by unlike ones: of a sample it is not known which part it is from.
+    """
+    found: dict[str, Any] = {}
+    for step in transforms_of(dataset):
+        if hasattr(step, 'backend_args'):
+            key = 'seg_map_path' if hasattr(step, '_load_seg_map') else 'img_path'
+            if found.setdefault(key, step.backend_args) != step.backend_args:
+                raise InputError(f'{key} is read by {found[key]} and by {step.backend_args}: give one backend_args')
+    return found
 
 
 def unwrap(runner: Runner) -> Any:
@@ -133,6 +191,7 @@ def find_backbone(runner: Runner) -> ASelectDiT:
     if len(found) != 1:
         raise InputError(f'TimestepSelectionHook needs a model with one ASelectDiT backbone; this one has {len(found)}')
     settle_normalisation(found[0], model.data_preprocessor)
+    check_channel_order(runner.cfg, model.data_preprocessor)
     return found[0]
 
 
@@ -146,6 +205,8 @@ def settle_normalisation(backbone: ASelectDiT, preprocessor: torch.nn.Module) ->
     for name, neutral in (('mean', 0.0), ('std', 1.0)):
         value = getattr(preprocessor, name, None)
         values = [neutral] if value is None else torch.as_tensor(value).flatten().tolist()
+        if len(values) not in (1, 3):
+            raise InputError(f'data_preprocessor.{name}={values} is for {len(values)} channels: images must be RGB')
         applied[name] = values * 3 if len(values) == 1 else values
     if not backbone.normalisation_is_known:
         # What a float32 buffer holds, in the digits that a config has.
@@ -159,6 +220,60 @@ def settle_normalisation(backbone: ASelectDiT, preprocessor: torch.nn.Module) ->
                 f'model.backbone.{name}={list(undone)} but the data_preprocessor uses {name}={rounded}: '
                 f'leave mean and std of the backbone out, or set model.backbone.{name}={rounded}'
             )
+
+
+#: Transforms that read a file as OpenCV does: blue, green, red.
+READ_BGR = ('LoadImageFromFile', 'LoadReadableImage')
+
+
+def check_channel_order(cfg: Any, preprocessor: torch.nn.Module) -> None:
+    """Checks that images which are read as BGR arrive as RGB: the VAE would see wrong colours, and nobody would notice.
+
+    Args:
+        cfg: Of the runner: its data loaders are looked at.
+        preprocessor: The model's. One that does not say what it does, or a pipeline that reads images by a transform of
+            its own, is left alone.
+
+    Raises:
+        InputError: If they are swapped never, or twice.
+    """
+    field, swaps = next(
+        ((shown, getattr(preprocessor, name)) for name, shown in SWAPS.items() if hasattr(preprocessor, name)),
+        (None, False),
+    )
+    if field is None:
+        return
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        for pipeline in pipelines_of(cfg.get(loader)):
+            steps = [step for step in pipeline if isinstance(step, dict)]
+            names = [str(step.get('type')).split('.')[-1].rstrip("'>") for step in steps]
+            if not any(name in READ_BGR for name in names):
+                continue
+            # mmcv's Normalize swaps unless it is told not to.
+            own = [
+                step.get('to_rgb', name == 'Normalize') or step.get('to_bgr', False)
+                for name, step in zip(names, steps, strict=True)
+            ]
+            if (sum(map(bool, own)) + bool(swaps)) % 2 == 0:
+                fault = 'turned twice' if swaps else 'never turned'
+                raise InputError(
+                    f'the images of {loader} are read as BGR and {fault} to RGB, which the VAE expects: set '
+                    f'data_preprocessor.{field}={not swaps}'
+                )
+
+
+#: What data preprocessors keep of their own swap, and the field that sets it.
+SWAPS = {'to_rgb': 'to_rgb', 'channel_conversion': 'bgr_to_rgb', '_channel_conversion': 'bgr_to_rgb'}
+
+
+def pipelines_of(config: Any) -> list[list[Any]]:
+    """Every ``pipeline`` in the config of a data set and of what it wraps, from the outside in."""
+    if isinstance(config, (list, tuple)):
+        return [found for item in config for found in pipelines_of(item)]
+    if not isinstance(config, dict):
+        return []
+    inner = [found for key, value in config.items() if key != 'pipeline' for found in pipelines_of(value)]
+    return ([config['pipeline']] if 'pipeline' in config else []) + inner
 
 
 def _evaluation_pipeline(cfg: Any) -> list[dict[str, Any]] | None:

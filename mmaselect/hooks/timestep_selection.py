@@ -16,6 +16,7 @@ from mmengine.runner import BaseLoop, Runner
 from PIL import Image
 
 from mmaselect.backbones import ASelectDiT
+from mmaselect.datasets.readable import name_broken_files
 from mmaselect.diffusion.memory import check_batch_size
 from mmaselect.diffusion.recipe import digest
 from mmaselect.diffusion.taps import Tap, all_taps
@@ -24,7 +25,7 @@ from mmaselect.hooks.images import RunnerImages, find_backbone
 from mmaselect.hooks.ranks import RunnerRanks
 from mmaselect.images import AUTO_IMAGES
 from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criteria
-from mmaselect.selection.report import Selection, read_selection
+from mmaselect.selection.report import Selection, identifier, read_selection
 from mmaselect.selection.search import STRATEGIES, count_passes, make_timesteps
 from mmaselect.selection.select import check_group, select_on
 from mmaselect.unreadable import SHARE, Unreadable
@@ -115,6 +116,7 @@ class TimestepSelectionHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Tells the backbone what the data preprocessor does, before a checkpoint is loaded."""
+        name_broken_files()
         find_backbone(runner)
 
     def before_train(self, runner: Runner) -> None:
@@ -290,10 +292,11 @@ class TimestepSelectionHook(Hook):
         runner.logger.info('\n' + selection.table())
         for label in selection.sweep.scores:
             for timestep, score in zip(selection.sweep.timesteps, selection.curve(label), strict=True):
-                runner.visualizer.add_scalar(f'selection/{label}', score, step=round(timestep))
+                runner.visualizer.add_scalar(f'selection/{identifier(label)}', score, step=round(timestep))
         # Not by OpenCV, which does not know every name that a folder may have.
         with Image.open(Path(runner.work_dir) / 'selection.png') as curve:
-            runner.visualizer.add_image('selection', np.asarray(curve.convert('RGB')))
+            # With the suffix: MLflow writes a file of this name.
+            runner.visualizer.add_image('selection.png', np.asarray(curve.convert('RGB')))
         return content
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import locale
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,11 +264,26 @@ def render(table: Any, width: int = 120) -> str:
     """Renders a rich table as plain text, for logs that are read in files."""
     import io
 
+    from rich import box
     from rich.console import Console
 
+    if not writes_unicode():
+        table.box = box.ASCII
     buffer = io.StringIO()
     Console(file=buffer, width=width, no_color=True, markup=False).print(table)
-    return buffer.getvalue().rstrip()
+    text = buffer.getvalue().rstrip()
+    return text if writes_unicode() else text.replace(' ± ', '+/-').replace('…', '~')
+
+
+def writes_unicode() -> bool:
+    """Whether the terminal, and log files, which have the locale's encoding, take any character."""
+    encodings = (getattr(sys.stdout, 'encoding', None), locale.getpreferredencoding(False))
+    return all((encoding or 'utf').lower().startswith('utf') for encoding in encodings)
+
+
+def identifier(label: str) -> str:
+    """A label as the name of a metric: letters, digits, ``_``, ``.`` and ``-``, which every tracker takes."""
+    return re.sub(r'[^0-9A-Za-z_.-]+', '_', label).strip('_')
 
 
 def plot(selection: Selection, path: str | Path, accuracy: Sequence[float] | None = None) -> None:

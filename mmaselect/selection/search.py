@@ -14,7 +14,7 @@ from mmaselect.diffusion.memory import Halving
 from mmaselect.diffusion.noise import NOISES, seeded_noise
 from mmaselect.diffusion.reader import FrozenDiffusion
 from mmaselect.diffusion.taps import Tap
-from mmaselect.errors import InputError, check_choice, check_timestep, unknown
+from mmaselect.errors import InputError, check_choice, check_timestep, naming, unknown
 from mmaselect.images import GROUP, Batch
 from mmaselect.selection.bootstrap import (
     BINS,
@@ -197,6 +197,7 @@ class Search:
         noise: ``'fixed'``: all images and views have one noise, as ``ASelectDiT`` gives them by default; ``'fresh'``:
             each has its own.
         noise_seed: Of the fixed noise.
+        name: What an error calls an image, by its index.
 
     Attributes:
         passes: Forward passes per image and timestep: noises of the image itself, and one for each further view.
@@ -218,7 +219,9 @@ class Search:
         ranks: Ranks | None = None,
         noise: str = 'fixed',
         noise_seed: int = 0,
+        name: Callable[[int], str] = 'image {}'.format,
     ) -> None:
+        self.name = name
         self.noise, self.noise_seed = check_choice(noise, 'noise', NOISES), noise_seed
         if num_timesteps > len(timesteps):
             raise InputError(
@@ -307,7 +310,9 @@ class Search:
                 criterion.label for criterion in self.criteria if criterion.needs_labels and batch.labels is None
             ]
             if missing:
-                raise InputError(f'criterion {missing[0]!r} needs labels; these images have none')
+                raise InputError(
+                    f'criterion {missing[0]!r} needs labels; these images have none, or not one class each'
+                )
             if batch.groups is None:
                 batch.groups = [(self._images + position) // GROUP for position in range(len(batch.indices))]
             self._images += len(batch.indices)
@@ -373,13 +378,13 @@ class Search:
 
             def visit(tap: Tap, value: Tensor, position: int = position, timestep: float = timestep) -> None:
                 number, maps = self.taps.index(tap), value.chunk(self.passes)
-                check_finite(maps, tap, timestep)
                 features = Features(maps[: self.draws], groups, labels, maps[self.draws :])
                 self._reduce(position, number, features, bins, names[groups])
                 if self.num_timesteps > 1:
                     sketches[number].append(sketch(features))
 
-            self.model.read(inputs, noise, timestep, visit)
+            with naming(self.name, batch.indices):
+                self.model.read(inputs, noise, timestep, visit)
             self._counts[1] += len(batch.indices) * self.passes * self.model.num_blocks
             for _ in range(self.passes):
                 if self.on_pass is not None:
@@ -607,12 +612,3 @@ def _halve(part: Part) -> list[Part] | None:
         )
         halves.append(part._replace(batch=half, latent=None if latent is None else latent[places]))
     return halves
-
-
-def check_finite(maps: Sequence[Tensor], tap: Tap, timestep: float) -> None:
-    """Raises :class:`InputError`, naming timestep and tap, if a map holds NaN or infinity."""
-    if not all(torch.isfinite(value).all() for value in maps):
-        raise InputError(
-            f'features are not finite at timestep {timestep:g}, block {tap.block}, {tap.component}: '
-            'the weights or the images hold NaN or infinity, or the dtype overflows'
-        )

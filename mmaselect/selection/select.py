@@ -83,6 +83,7 @@ def select_on(
             ranks=ranks,
             noise=noise,
             noise_seed=noise_seed,
+            name=source.name,
         )
         if search == 'sweep' and num_images != 'auto':
             mine = sum(number // source.group % ranks.world_size == ranks.rank for number in range(len(portions[0])))

@@ -20,7 +20,7 @@ from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.noise import NOISES, policy_noise
 from mmaselect.diffusion.reader import FrozenDiffusion
 from mmaselect.diffusion.taps import Tap
-from mmaselect.errors import InputError, check_choice, check_count, check_number, check_timesteps
+from mmaselect.errors import InputError, check_choice, check_count, check_number, check_timesteps, naming
 from mmaselect.images import Images, read_picture
 from mmaselect.selection.report import Selection
 
@@ -299,7 +299,8 @@ def match(
     side = size or loaded.image_size
     images = torch.cat([F.interpolate(one[None], (side, side), mode='bicubic', antialias=True) for one in pictures])
     images = images.clamp(-1, 1).to(loaded.device)
-    maps = read_maps(loaded, images, timesteps, chosen, noise, seed, ensemble)
+    with naming(str, ('source', 'target')):
+        maps = read_maps(loaded, images, timesteps, chosen, noise, seed, ensemble)
     both = [[one[number] for one in maps] for number in (0, 1)]
     discarded: list[list[int]] = [[] for _ in maps]
     if discard is not None:

@@ -14,7 +14,7 @@ from PIL import Image
 import mmaselect
 from mmaselect.backbones import ASelectDiT
 from mmaselect.errors import InputError
-from mmaselect.images import Batch
+from mmaselect.images import Batch, read_picture
 from mmaselect.selection.search import sweep
 
 MODEL = dict(
@@ -198,3 +198,47 @@ def test_no_toolbox_is_needed():
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.stdout.splitlines()[1:] == ['[]'], done.stderr
+
+
+def test_an_image_that_is_not_finite_is_named_by_extract_and_select(monkeypatch):
+    """Also where memory made halves of its batch, and where a batch holds views of its images."""
+    from mmaselect.diffusion.reader import FrozenDiffusion
+
+    model, encode = mmaselect.load(MODEL, block=1), FrozenDiffusion.encode
+    poison = PIXELS[7:8] / 127.5 - 1
+
+    def broken(self, images):
+        latent = encode(self, images)
+        same = (images[:, :, :4, :4] - poison[:, :, :4, :4]).abs().amax((1, 2, 3)) < 1e-3
+        return latent.masked_fill(same[:, None, None, None], torch.inf)
+
+    def crowded(self, images, *rest):
+        if len(images) > 4:
+            raise torch.OutOfMemoryError
+        return read_images(self, images, *rest)
+
+    monkeypatch.setattr(FrozenDiffusion, 'encode', broken)
+    said = 'number 7: features are not finite at timestep 200, block 1, query: nor is the latent'
+    with pytest.raises(InputError, match=said):
+        mmaselect.extract(model, PIXELS, [200, 400], batch_size=10)
+    read_images = FrozenDiffusion.read_images
+    monkeypatch.setattr(FrozenDiffusion, 'read_images', crowded)
+    with pytest.raises(InputError, match=said):
+        mmaselect.extract(model, PIXELS, [200, 400], batch_size=10)
+    with pytest.raises(InputError, match='number 7: features are not finite at timestep 0, block 1, query'):
+        mmaselect.select(model, PIXELS, timesteps=TIMESTEPS, batch_size=4)
+
+
+def test_a_floating_picture_is_scaled_or_refused(tmp_path):
+    """Pillow cuts floats off to whole numbers: a picture in [0, 1] would be black."""
+    levels = PIXELS[0, 0].numpy()
+    for name, pixels in (('levels', levels), ('unit', levels.astype(np.float32) / 255)):
+        Image.fromarray(pixels).save(tmp_path / f'{name}.tiff')
+    Image.fromarray(levels.astype(np.float32)).save(tmp_path / 'wide.tiff')
+    expected, *others = (read_picture(tmp_path / f'{name}.tiff') for name in ('levels', 'unit', 'wide'))
+    assert expected.amax() > 0.9
+    assert all(torch.equal(other, expected) for other in others)
+    for value, said in ((-3.0, '-3 to 1'), (300.0, '0 to 300'), (np.nan, 'nan to nan')):
+        Image.fromarray(np.array([[0, value, 1]], np.float32)).save(tmp_path / 'bad.tiff')
+        with pytest.raises(InputError, match=rf'bad\.tiff cannot be read as an image: its pixels range from {said}'):
+            read_picture(tmp_path / 'bad.tiff')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -331,3 +332,48 @@ def test_block_and_component_can_be_left_open():
     torch.testing.assert_close(open_again(images())[0], explicit(images())[0])
     with pytest.raises(InputError, match=r"block=2, component='query' was not loaded: this model reads value of"):
         backbone.set_choice(100, [(2, 'query')])
+
+
+class Head(nn.Module):
+    """Calls the backbone as a toolbox's model does: with the data samples at hand."""
+
+    def forward(self, backbone, inputs, data_samples):
+        return backbone(inputs)
+
+
+@pytest.mark.parametrize('training', (True, False))
+def test_an_image_that_is_not_finite_is_named(training):
+    backbone = build(component='output').train(training)
+    batch, samples = images(3), [SimpleNamespace(img_path=f'{number}.png') for number in range(3)]
+    backbone(batch)
+    batch[1, 0, 2, 2] = math.nan
+    said = 'features are not finite at timestep 100, block 1, output: nor is the latent: the images hold NaN'
+    with pytest.raises(InputError, match=f'^1.png: {said}'):
+        Head()(backbone, batch, samples)
+    with pytest.raises(InputError, match=f'^image 1 of the batch: {said}'):
+        backbone(batch)
+
+
+def test_a_dtype_that_overflows_is_no_fault_of_an_image():
+    backbone = build(diffusion=dict(PIXELS, dtype='float16'), component='output')
+    backbone(images(3))
+    with torch.no_grad():
+        for name, parameter in backbone.diffusion.named_parameters():
+            if 'transformer_blocks.1' in name:
+                parameter.fill_(6e4)
+    said = r'features are not finite at timestep 100, block 1, output: .* or torch\.float16 overflows'
+    with pytest.raises(InputError, match=f'^{said}$'):
+        backbone(images(3))
+
+
+@pytest.mark.parametrize('shape', ((2, 4, 8, 8), (2, 1, 8, 8), (3, 8, 8)))
+def test_images_that_are_not_rgb(shape):
+    with pytest.raises(InputError, match=r'images of shape .* are not valid: expected RGB, \(B, 3, H, W\)'):
+        build()(torch.zeros(shape))
+
+
+def test_what_is_exported_is_not_looked_at():
+    backbone = build().eval()
+    expected = backbone(images())[0]
+    exported = torch.export.export(backbone, (images(),), strict=False).module()
+    torch.testing.assert_close(exported(images())[0], expected)

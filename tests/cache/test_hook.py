@@ -6,16 +6,20 @@ import json
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from conftest import DEMO, ROOT, error_line, options
 from miniatures import make
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import Hook
+from mmengine.registry import TRANSFORMS, DefaultScope
 from mmengine.runner import Runner
 from safetensors import safe_open
 from test_configs import shrink
 
+from mmaselect.cache import FeatureCacheHook
 from mmaselect.cache.build import FeatureCache
 from mmaselect.cache.store import FeatureStore
 from mmaselect.errors import InputError
@@ -162,6 +166,11 @@ def test_another_setting_is_another_cache(train, change):
     assert any(plain[key] != changed[key] for key in plain)
 
 
+def features_of(runner):
+    (hook,) = [hook for hook in runner.hooks if isinstance(hook, FeatureCacheHook)]
+    return hook._features
+
+
 def describe(train, changes):
     from mmaselect.cache.hook import make_cache, read_settings
     from mmaselect.hooks.images import find_backbone
@@ -208,7 +217,7 @@ def test_a_damaged_shard_is_computed_again(train, computed, tmp_path):
 def test_epochs_take_turns_with_the_views(train, computed):
     runner = train(cache=dict(views=3), **{'train_dataloader.dataset.pipeline': FLIPPED, 'train_cfg.max_epochs': 4})
     assert computed == [450]
-    features = runner.train_loop.dataloader.dataset
+    features = features_of(runner)
     seen = []
     for epoch in range(4):
         features.epoch = epoch
@@ -259,7 +268,7 @@ def test_schedules_of_iterations_take_turns_too(train):
     )
     assert len(runner.losses) == 25
     # 10 iterations are an epoch.
-    assert runner.train_loop.dataloader.dataset.epoch == 2
+    assert features_of(runner).epoch == 2
 
 
 def test_repeated_images_are_computed_once(train, computed):
@@ -276,7 +285,7 @@ def test_repeated_images_are_computed_once(train, computed):
         **{'train_cfg.max_epochs': 1},
     )
     assert computed == [150]
-    assert len(runner.train_loop.dataloader.dataset) == 300
+    assert len(features_of(runner)) == 300
 
 
 @pytest.mark.parametrize(
@@ -313,6 +322,135 @@ def test_images_of_several_sizes_are_said_in_a_line(train):
     changes = {'train_dataloader.dataset.pipeline': pipeline, 'model.backbone.cache.batch_size': 1}
     with pytest.raises(InputError, match='cannot be cached together: the pipeline must give one size'):
         train(cache=dict(), **changes)
+
+
+@TRANSFORMS.register_module(force=True)
+class OwnNumbers:
+    """Flips at random, by a generator of its own, as the transforms of Albumentations 2 do."""
+
+    generator = np.random.default_rng(0)
+
+    def __call__(self, results):
+        if self.generator.random() < 0.5:
+            results['img'] = results['img'][:, ::-1].copy()
+        return results
+
+
+def test_random_numbers_that_no_seed_reaches_are_refused_before_anything_is_computed(train, computed):
+    pipeline = [FLIPPED[0], dict(type='OwnNumbers'), FLIPPED[-1]]
+    with pytest.raises(InputError, match='the pipeline gives two images under one seed: a transform has random'):
+        train(cache={}, **{'train_dataloader.dataset.pipeline': pipeline})
+    assert computed == []
+
+
+def test_samples_of_several_images_are_refused_before_anything_is_computed(train, computed):
+    """A mosaic: its rows would be stale once another of its images changes."""
+    plain = train(build_only=True).cfg.train_dataloader.dataset
+    plain.pipeline = [FLIPPED[0]]
+    mixed = dict(
+        _delete_=True,
+        type='mmseg.MultiImageMixDataset',
+        dataset=dict(plain, _scope_='mmpretrain'),
+        pipeline=[dict(type='mmseg.RandomMosaic', prob=0.5), FLIPPED[-1]],
+    )
+    with pytest.raises(InputError, match='RandomMosaic mixes several images in a sample: features cannot be cached'):
+        train(cache={}, train_dataloader=dict(dataset=mixed))
+    assert computed == []
+
+
+def test_samples_of_several_labels_are_refused_before_anything_is_computed(train, computed, digits, tmp_path):
+    files = sorted(digits.glob('train/*/*.png'))[:20]
+    labels = [dict(img_path=str(file), gt_label=[1, 2] if number == 17 else [1]) for number, file in enumerate(files)]
+    content = dict(metainfo=dict(classes=[str(digit) for digit in range(10)]), data_list=labels)
+    (tmp_path / 'labels.json').write_text(json.dumps(content))
+    file, steps = str(tmp_path / 'labels.json'), [FLIPPED[0], FLIPPED[-1]]
+    several = dict(_delete_=True, type='MultiLabelDataset', ann_file=file, pipeline=steps)
+    with pytest.raises(InputError, match=rf'{files[17]} has 2 labels: what is cached has one class, or a label map'):
+        train(cache={}, train_dataloader=dict(dataset=several))
+    assert computed == []
+
+
+class Bucket(LocalBackend):
+    """Stands for LMDB and Petrel: keys are no files, and one that is missing is no OSError."""
+
+    folder = Path()
+
+    def get(self, filepath):
+        key = Path(str(filepath))
+        if (self.folder / key.parent.name / f'{key.name}.stored') not in self.folder.glob('*/*.stored'):
+            raise KeyError(f'no {key.name}')
+        return (self.folder / key.parent.name / f'{key.name}.stored').read_bytes()
+
+
+def test_files_are_read_as_the_transforms_read_them(train, computed, digits, tmp_path, monkeypatch):
+    register_backend('bucket', Bucket, force=True)
+    monkeypatch.setattr(Bucket, 'folder', tmp_path / 'bucket')
+    for file in digits.glob('train/*/*.png'):
+        (tmp_path / 'bucket' / file.parent.name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'bucket' / file.parent.name / f'{file.name}.stored').write_bytes(file.read_bytes())
+    loads = dict(type='LoadImageFromFile', backend_args=dict(backend='bucket'))
+    pipeline = {'train_dataloader.dataset.pipeline': [loads, FLIPPED[-1]], 'train_cfg.max_epochs': 1}
+    first = train(cache={}, **pipeline)
+    assert first.losses == train(**pipeline).losses
+    stored = sorted((tmp_path / 'bucket').glob('3/*'))
+    stored[0].write_bytes(stored[1].read_bytes())
+    stored[2].unlink()
+    broken = train(cache={}, **pipeline)
+    # The one that was overwritten is now another's twin; the one that is gone is counted and listed.
+    assert computed == [150, 0]
+    (log,) = Path(broken.work_dir).glob('*/*.log')
+    assert '1 of 150 images cannot be read' in log.read_text()
+    pipeline['train_dataloader.dataset.pipeline'] = [loads, dict(type='LoadImageFromFile'), FLIPPED[-1]]
+    with pytest.raises(
+        InputError, match=r"img_path is read by \{'backend': 'bucket'\} and by None: give one backend_args"
+    ):
+        train(cache={}, **pipeline)
+
+
+class Stop(Hook):
+    """Ctrl-C in the second iteration, once."""
+
+    def __init__(self):
+        self.stopped = False
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if batch_idx == 1 and not self.stopped:
+            self.stopped = True
+            raise KeyboardInterrupt
+
+
+def test_what_the_hook_replaces_is_put_back_after_an_interruption(train, computed):
+    runner = train(cache={}, build_only=True)
+    runner.register_hook(Stop())
+    dataset, preprocessor = runner.train_dataloader.dataset, runner.model.data_preprocessor
+    for _ in range(2):
+        if computed:
+            runner.train()
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                runner.train()
+        assert runner.train_loop.dataloader.dataset is dataset
+        assert 'forward' not in vars(preprocessor)
+        assert 'run' not in vars(runner.train_loop)
+    assert computed == [150, 0]
+    assert runner.epoch == 2
+
+
+def test_an_image_whose_features_are_not_finite_is_named(train, digits, monkeypatch):
+    from mmaselect.backbones import ASelectDiT
+
+    forward, seen = ASelectDiT.forward, []
+
+    def overflowing(self, images):
+        (maps,) = forward(self, images)
+        # One value that only float16 cannot hold, in the second image of the third batch.
+        seen.append(len(maps))
+        return (maps.index_fill(0, torch.tensor([1]), 1e6) if len(seen) == 3 else maps,)
+
+    monkeypatch.setattr(ASelectDiT, 'forward', overflowing)
+    name = sorted(digits.glob('train/*/*.png'))[2 * 16 + 1]
+    with pytest.raises(InputError, match=rf"{name}: cache\.dtype='float16' overflows: bfloat16 has float32's range"):
+        train(cache={}, **{'model.backbone.cache.dtype': 'float16'})
 
 
 def test_segmentation_trains_on_cached_images_with_their_label_maps(model_folder, tmp_path):

@@ -163,6 +163,17 @@ def test_an_interrupted_run_has_no_number(copy, tmp_path):
         assert not re.search(r'\b\d\d\.\d\d\b', text), name
 
 
+def test_a_validation_without_a_metric_of_ours_is_said_to_be_one(copy):
+    """Of several labels, for example: there was a validation."""
+    folder = copy('a')
+
+    def rename(line):
+        return {('multi-label/mAP' if key == 'accuracy/top1' else key): value for key, value in line.items()}
+
+    edit_lines(folder, rename)
+    assert reason(folder) == f'its last validation has none of {", ".join(METRICS)}, but multi-label/mAP'
+
+
 def test_a_checkpoint_that_does_not_match_its_log(copy):
     def change(name, do):
         folder = copy(name)
@@ -348,7 +359,7 @@ def test_published_results_are_cited_and_known():
     entries = read_published(ROOT / 'configs/published.yml')
     assert len(entries) > 10
     assert all(entry.source.startswith('published: ') and 'https://' in entry.source for entry in entries)
-    assert {entry.task.metric for entry in entries} == set(METRICS.values()) - {METRICS['PCK/img@0.1/point']}
+    assert {entry.task.metric for entry in entries} == set(METRICS.values()) - {METRICS['PCK/img_0.1/point']}
     folders = {'mmpretrain': mmpretrain, 'mmsegmentation': mmseg}
     checked = 0
     for entry in entries:

@@ -121,8 +121,8 @@ def test_every_config_in_miniature(path, data, tmp_path):
         assert sorted(checkpoint) == ['backbone.recipe', 'backbone.taps', 'backbone.timestep', 'head.conv.weight']
     by = ('img',) if 'warped' in path.stem else ('bbox', 'img')
     for side in by:
-        assert 0 <= metrics[f'PCK/{side}@0.1/point'] <= 100
-    assert ('PCK/bbox@0.1/point' in metrics) == ('bbox' in by)
+        assert 0 <= metrics[f'PCK/{side}_0.1/point'] <= 100
+    assert ('PCK/bbox_0.1/point' in metrics) == ('bbox' in by)
     # Where the config leaves the timestep open, it was selected, on single images.
     assert (tmp_path / 'selection.json').is_file() == ('timestep' not in read(path).model.backbone)
 
@@ -240,10 +240,10 @@ def test_pck_counts_equality_and_each_average():
                             target_points=points, discarded=[[3], []]))  # fmt: skip
     metric.process(None, samples)
     found = metric.evaluate(3)
-    assert found['PCK/bbox@0.1/point'] == pytest.approx(100 * 3 / 7)
-    assert found['PCK/bbox@0.1/image'] == pytest.approx(100 * (1 / 2 + 1 + 1 / 4) / 3)
-    assert found['PCK/bbox@0.1/category'] == pytest.approx(100 * (2 / 6 + 1) / 2)
-    assert found['PCK/img@0.1/point'] == 100
+    assert found['PCK/bbox_0.1/point'] == pytest.approx(100 * 3 / 7)
+    assert found['PCK/bbox_0.1/image'] == pytest.approx(100 * (1 / 2 + 1 + 1 / 4) / 3)
+    assert found['PCK/bbox_0.1/category'] == pytest.approx(100 * (2 / 6 + 1) / 2)
+    assert found['PCK/img_0.1/point'] == 100
     with pytest.raises(InputError, match=r"x has no target_box: set by=\('img',\) of the metric PCK"):
         metric.process(None, [dict(samples[0], target_box=None)])
 
@@ -283,7 +283,7 @@ def test_tools_test_none_and_matches(digits, tmp_path):
     """Zero-shot by tools/test.py: the timestep is selected, the run stands on a leaderboard, the picture is drawn."""
     done = run_tool('test.py', NANO, 'none', '--work-dir', tmp_path, *options(digits / 'test'))
     assert done.returncode == 0, done.stderr[-3000:]
-    (printed,) = re.findall(r'Iter\(test\).*PCK/img@0.1/point: ([\d.]+)', done.stdout)
+    (printed,) = re.findall(r'Iter\(test\).*PCK/img_0.1/point: ([\d.]+)', done.stdout)
     run, selection = read_run(tmp_path), json.loads((tmp_path / 'selection.json').read_text())
     assert run.value == pytest.approx(float(printed), abs=1e-3)
     assert run.timesteps == (selection['timestep'],) == (0,)

@@ -260,3 +260,16 @@ def test_one_line_for_what_is_wrong(network, fields, message):
     with pytest.raises(InputError, match=message) as caught:
         match(network, **{**arguments, **fields})
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('place,name', enumerate(('source', 'target')))
+def test_a_picture_that_is_not_finite_is_named(network, monkeypatch, place, name):
+    encode = type(network).encode
+
+    def broken(self, images):
+        return encode(self, images).index_fill(0, torch.tensor([place]), torch.nan)
+
+    monkeypatch.setattr(type(network), 'encode', broken)
+    picture = torch.zeros(3, SIDE, SIDE)
+    with pytest.raises(InputError, match=f'^{name}: features are not finite at timestep 261'):
+        match(network, picture, [[3, 3]], picture, size=SIDE)
