@@ -71,6 +71,10 @@ def merge_args(cfg, args):
         merge_out(cfg, args)
     # Last: what else there is to say of the model is said of the one inside.
     if args.tta:
+        if scope_of(cfg) == 'mmpretrain' and (args.show or args.show_dir is not None):
+            raise cli.InputError(
+                "--tta goes without --show and --show-dir: mmpretrain's hook paints one view of an image"
+            )
         merge_tta(cfg)
     return cfg
 
