@@ -24,6 +24,7 @@ from mmengine.device import get_device
 from mmaselect.datasets.readable import name_broken_files
 from mmaselect.errors import InputError, one_line  # InputError is re-exported: tools raise it
 from mmaselect.files import remove_abandoned
+from mmaselect.toolboxes import scope_of, type_name
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
@@ -327,7 +328,7 @@ def finish_config(cfg: Config, args: argparse.Namespace, persistent_workers: boo
             continue
         defaults = ConfigDict(pin_memory=torch.cuda.is_available() and not args.no_pin_memory)
         # mmpretrain's own tools collate by stacking, mmseg's leave lists; each data preprocessor expects its own.
-        if cfg.get('default_scope') == 'mmpretrain':
+        if scope_of(cfg) == 'mmpretrain':
             defaults.collate_fn = dict(type='default_collate')
         if not loader.get('num_workers', 0):
             # torch refuses it without workers, which --cfg-options may have taken away.
@@ -353,12 +354,15 @@ def check_data(cfg: Config, *fields: str) -> None:
     """
     from mmaselect.datasets import LAYOUTS, check_layout
 
+    model = cfg.model
+    while isinstance(model.get('module'), dict):
+        model = model.module
     for field in fields:
         dataset: Any = (cfg.get(field) or {}).get('dataset')
         # Wrappers, such as RepeatDataset, hold the data set that counts.
         while isinstance(dataset, dict) and isinstance(dataset.get('dataset'), dict):
             dataset = dataset['dataset']
-        name = str((dataset or {}).get('type')).split('.')[-1]
+        name = type_name(dataset)
         if name not in LAYOUTS:
             continue
         if dataset.get('data_root'):
@@ -366,7 +370,7 @@ def check_data(cfg: Config, *fields: str) -> None:
         if dataset.get('metainfo') or dataset.get('classes'):
             continue
         for head in ('head', 'decode_head'):
-            settings = cfg.model.get(head)
+            settings = model.get(head)
             found = settings.get('num_classes') if isinstance(settings, dict) else None
             if found not in (None, LAYOUTS[name].num_classes):
                 raise InputError(
@@ -430,7 +434,7 @@ def build_selection(cfg: Config, args: argparse.Namespace, **overrides: Any) -> 
 
     settings: dict[str, Any] = {}
     for hook in cfg.get('custom_hooks') or []:
-        if hook['type'] in ('TimestepSelectionHook', TimestepSelectionHook):
+        if type_name(hook) == TimestepSelectionHook.__name__:
             settings = {key: value for key, value in hook.items() if key not in ('type', 'priority')}
     for key in ('num_images', 'timesteps', 'search', 'seed'):
         if getattr(args, key) is not None:

@@ -244,7 +244,8 @@ def allow_cpu_ranks() -> None:
     mmengine selects a CUDA device and passes its number to ``DistributedDataParallel`` without asking whether there is
     one, and most configs name the ``nccl`` backend. Both calls are made as mmengine makes them. Where they fail, no
     device is selected, none is passed on, and ``gloo`` takes the place of ``nccl``. The functions have to be wrapped
-    before they fail, since the runner calls them while it is built.
+    before they fail, since the runner calls them while it is built. ``SyncBatchNorm``, which refuses tensors on a CPU,
+    becomes ordinary batch norm, as mmengine makes it in a single process: each rank then has statistics of its own.
 
     Seen with mmengine 0.10.6 and 0.10.7 and torch 2.6.0 to 2.14.1.
     """
@@ -254,7 +255,7 @@ def allow_cpu_ranks() -> None:
     import torch
     from mmengine.device import get_device
     from mmengine.dist import utils
-    from mmengine.model import MMDistributedDataParallel
+    from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 
     if get_device() != 'cpu' or hasattr(utils._init_dist_pytorch, '__wrapped__'):
         return
@@ -279,6 +280,7 @@ def allow_cpu_ranks() -> None:
 
     @functools.wraps(wrap)
     def wrap_on_cpu(self: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        module = revert_sync_batchnorm(module)
         try:
             wrap(self, module, *args, **kwargs)
         except ValueError as error:

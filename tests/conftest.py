@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 import torch
 from forks import Forks, format_configs_once
 
-import mmaselect  # noqa: F401  (applies compat before anything imports torchvision)
+import mmaselect
 
 #: Two cores: one for each of two workers, or both for a run without workers.
 THREADS = 1 if 'PYTEST_XDIST_WORKER' in os.environ else 2
@@ -212,6 +213,19 @@ def error_line(done):
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith('error: ')
     return line
+
+
+def launch(script, *arguments):
+    """Runs ``dist_train.sh`` or ``dist_test.sh``, with the python of this environment first on the path."""
+    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, 'PORT': str(port), 'OMP_NUM_THREADS': '1', 'PATH': path}
+    # Those of the installed package: beside a wheel, the checkout's would put the checkout in front.
+    tools = Path(mmaselect.__file__).parent / '.mim' / 'tools'
+    command = ['bash', str(tools / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
 
 
 def accuracies(text):

@@ -93,6 +93,15 @@ def attempt(call_tool, data, tmp_path):
             'blocks=[7], components=None leave nothing to choose from: blocks are 0 to 4',
         ),
         (dict(model__backbone__num_timesteps=3), 'num_timesteps=3 is more than the 2 timesteps to choose from'),
+        (
+            dict(train_dataloader__batch_size=3),
+            'the last batch of 4 images has one image, but the batch norm in neck.1.bn needs two: set train_dataloader.'
+            'drop_last=True, or another batch_size',
+        ),
+        (
+            dict(train_dataloader__batch_size=1),
+            'batch_size=1, but the batch norm in neck.1.bn needs two images: set at ',
+        ),
         (dict(model__backbone__num_timesteps=0), 'num_timesteps=0 is not valid: give a whole number of at least 1'),
         (dict(model__backbone__block='middle'), "block='middle' is not valid: give a number from 0 to 4, or 'auto'"),
         (dict(model__backbone__timestep='[5,5]'), 'timestep=[5, 5] is not valid: give at least one timestep, and each'),
@@ -181,3 +190,16 @@ def test_files_that_are_not_there(call_tool, tmp_path):
     assert "checkpoint='nothing.pth' is not a file" in error_line(call_tool('test.py', CONFIG, 'nothing.pth'))
     line = error_line(call_tool('train.py', CONFIG, '--work-dir', tmp_path, '--resume', 'nothing.pth'))
     assert "--resume 'nothing.pth' is not a file" in line
+
+
+@pytest.mark.parametrize(
+    'arguments,message',
+    [
+        (('--out', 'folder'), "--out 'folder': predictions go to a file .pkl, .pickle"),
+        (('--out', 'a.json'), "--out 'a.json': predictions go to a file .pkl, .pickle"),
+        (('--out', 'folder', '--out-item', 'metrics'), "--out 'folder' --out-item metrics: give a file .json, .yaml"),
+        (('--tta', '--show-dir', 'folder'), '--tta goes without --show and --show-dir'),
+    ],
+)
+def test_where_test_py_writes(attempt, arguments, message):
+    assert message in attempt('test.py', ('none', *arguments))

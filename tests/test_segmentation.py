@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_script, run_tool
+from conftest import ROOT, launch, run_script, run_tool
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
@@ -166,3 +166,31 @@ def test_four_levels_from_one_block_and_from_several(block):
         assert model(torch.randn(1, 3, 61, 90), mode='tensor').shape == (1, 11, 32, 46)
     finally:
         DefaultScope._instance_dict.clear()
+
+
+def test_label_maps_and_test_time_augmentation(trained, streets, tmp_path):
+    """Our tool writes what mmseg's own writes; with a mirror image the score changes a little."""
+    folder, printed = trained
+    checkpoint, found = folder / 'iter_12.pth', {}
+    tools = {'ours': (run_tool, 'test.py'), 'own': (run_script, mmseg_tool('test.py'))}
+    for name, (run, tool) in tools.items():
+        out = tmp_path / name
+        done = run(tool, CONFIG, checkpoint, '--work-dir', tmp_path, '--out', out, *options(streets))
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert scores(done.stdout) == scores(printed)[-1:]
+        found[name] = [cv2.imread(str(out / f'{index}.png'), cv2.IMREAD_UNCHANGED) for index in range(3)]
+    assert found['ours'][0].shape == (96, 120)
+    assert all(np.array_equal(ours, own) for ours, own in zip(*found.values(), strict=True))
+    both = run_tool('test.py', CONFIG, checkpoint, '--work-dir', tmp_path, '--tta', *options(streets))
+    assert both.returncode == 0, both.stderr[-3000:]
+    assert abs(scores(both.stdout)[0] - scores(printed)[-1]) < 5
+    assert scores(both.stdout) != scores(printed)[-1:]
+
+
+def test_two_ranks_on_a_cpu_have_ordinary_batch_norm(streets, tmp_path):
+    settings = options(streets, **{'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2})
+    done = launch('dist_train.sh', CONFIG, 2, '--work-dir', tmp_path, *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(scores(done.stdout)) == 1
+    state = torch.load(tmp_path / 'iter_2.pth', weights_only=True)['state_dict']
+    assert state['decode_head.fpn_bottleneck.bn.num_batches_tracked'] == 2

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SHARED_DATA, run_script, run_tool
+from conftest import DEMO, ROOT, SHARED_DATA, options, run_script, run_tool
 from miniatures import make
 
 
@@ -77,3 +77,26 @@ def test_real_birds(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(r'Epoch\(train\)\s+\[1\]\[15/15\]', done.stdout), done.stdout[-3000:]
     assert re.search(r'Epoch\(val\) \[1\]\[15/15\].*accuracy/top1', done.stdout)
+
+
+def test_cost_before_a_choice(tmp_path):
+    """mmpretrain's get_flops.py on the demo's config as it is, without a checkpoint."""
+    done = run_script(mmpretrain_tool('analysis_tools/get_flops.py'), DEMO, '--shape', 16)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'nothing has chosen what to read yet: traced at timestep 500, block 2' in done.stdout
+    # Of the head alone; a line gives the frozen ones.
+    assert 'Params: 1.29K' in done.stdout
+    assert '858,880 frozen parameters are not among those that the model counts' in done.stdout
+
+
+def test_schedules_and_curves(digits, tmp_path):
+    """vis_scheduler.py trains a dummy under our hook; analyze_logs.py reads the log of a real run."""
+    done = run_tool('train.py', DEMO, '--work-dir', tmp_path, *options(digits, **{'train_cfg.max_epochs': 1}))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (log,) = tmp_path.glob('*/vis_data/scalars.json')
+    curves = ('plot_curve', log, '--keys', 'accuracy/top1', '--out', tmp_path / 'curve.png')
+    schedule = (tmp_path / DEMO.name, '--not-show', '--save-path', tmp_path / 'schedule.png')
+    for tool, arguments in (('analysis_tools/analyze_logs.py', curves), ('visualization/vis_scheduler.py', schedule)):
+        done = run_script(mmpretrain_tool(tool), *arguments)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert {path.name for path in tmp_path.glob('*.png')} >= {'curve.png', 'schedule.png'}

@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import re
 import shutil
-import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import DEMO as CONFIG
-from conftest import ROOT, accuracies, error_line, options, run_tool, start_tool
+from conftest import ROOT, accuracies, error_line, launch, options, run_tool, start_tool
 from mmengine.registry import DefaultScope
 from safetensors import safe_open
-
-import mmaselect
 
 EPOCHS = re.compile(r'Epoch\(train\)\s+\[\s*(\d+)\]')
 
@@ -67,13 +63,16 @@ def test_training_selects_trains_and_saves_little(trained):
     assert not [path for path in folder.rglob('*') if '.tmp' in path.name]
 
 
-def test_scores_go_to_the_visualizer(trained):
-    folder, _ = trained
+def test_the_log_of_the_training_holds_nothing_else(trained):
+    """The toolboxes' tools take every line without a learning rate for a validation, and its step for an iteration."""
+    from mmpretrain.utils import load_json_log
+
+    folder, printed = trained
     (scalars,) = folder.glob('*/vis_data/scalars.json')
-    logged = [json.loads(line) for line in scalars.read_text().splitlines()]
-    # A name that every tracker takes: MLflow refuses parentheses.
-    curve = [entry['selection/HFR_sigma_0.25'] for entry in logged if 'selection/HFR_sigma_0.25' in entry]
-    assert curve == pytest.approx(json.loads((folder / 'selection.json').read_text())['scores']['HFR (sigma 0.25)'])
+    log = load_json_log(scalars)
+    assert [entry['accuracy/top1'] for entry in log['val']] == pytest.approx(accuracies(printed), abs=1e-3)
+    assert [entry['step'] for entry in log['val']] == [1, 2, 3]
+    assert [entry['iter'] for entry in log['train']] == list(range(1, 58))
     assert list(folder.glob('*/vis_data/vis_image/selection.png_*.png'))
 
 
@@ -205,19 +204,6 @@ def test_selecting_without_training(digits, tmp_path, trained):
     assert shared == {'HFR (sigma 0.25)'}
     assert {label: selection['scores'][label] for label in shared} == {label: before[label] for label in shared}
     assert not list(tmp_path.glob('*.pth'))
-
-
-def launch(script, *arguments):
-    """Runs ``dist_train.sh`` or ``dist_test.sh``, with the python of this environment first on the path."""
-    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, 'PORT': str(port), 'OMP_NUM_THREADS': '1', 'PATH': path}
-    # Those of the installed package: beside a wheel, the checkout's would put the checkout in front.
-    tools = Path(mmaselect.__file__).parent / '.mim' / 'tools'
-    command = ['bash', str(tools / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
 
 
 def test_two_processes_choose_as_one(digits, tmp_path, trained):
@@ -356,3 +342,108 @@ def test_the_working_directory_is_not_put_on_the_path(tmp_path, program, script,
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith('PYTHONPATH=')]
     assert line == f'PYTHONPATH={":".join(filter(None, [f"{ROOT}/tools/..", path]))}'
+
+
+def predictions(digits, checkpoint, folder, *arguments, config=CONFIG, **settings):
+    """Scores of every test image, by ``tools/test.py --out``."""
+    done = run_tool(
+        'test.py', config, checkpoint, '--work-dir', folder, '--out', folder / 'out.pkl', *arguments,
+        *options(digits, **settings),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    content = pickle.loads((folder / 'out.pkl').read_bytes())
+    return torch.stack([one['pred_score'] for one in content])
+
+
+def test_test_time_augmentation_averages_an_image_and_its_mirror_image(trained, digits, tmp_path):
+    checkpoint = trained[0] / 'epoch_3.pth'
+    mirrored = tmp_path / 'mirrored.py'
+    pipeline = '[*_base_.test_pipeline[:2], dict(type="RandomFlip", prob=1.0), dict(type="PackInputs")]'
+    mirrored.write_text(f"_base_ = ['{CONFIG}']\ntest_dataloader = dict(dataset=dict(pipeline={pipeline}))\n")
+    plain = predictions(digits, checkpoint, tmp_path)
+    turned = predictions(digits, checkpoint, tmp_path, config=mirrored)
+    assert (plain - turned).abs().max() > 0.1
+    both = predictions(digits, checkpoint, tmp_path, '--tta')
+    torch.testing.assert_close(both, (plain + turned) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_a_flexible_runner_builds_its_model_late(trained, digits, tmp_path):
+    folder, printed = trained
+    settings = options(digits, runner_type='FlexibleRunner')
+    done = run_tool('test.py', CONFIG, folder / 'epoch_3.pth', '--work-dir', tmp_path, *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert accuracies(done.stdout) == accuracies(printed)[-1:]
+    done = run_tool('cache_features.py', CONFIG, '--dir', tmp_path / 'cache', '--work-dir', tmp_path, *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert '150 images, 1 view(s) of each, at timestep 400' in done.stdout
+    chosen, before = (json.loads((path / 'selection.json').read_text()) for path in (tmp_path, folder))
+    assert chosen['scores'] == before['scores']
+
+
+PURE = """
+from mmengine.config import read_base
+
+with read_base():
+    from .base import *
+
+model.update(neck=[dict(type=GlobalAveragePooling), dict(type=ClsBatchNormNeck, input_features=128)])
+"""
+PURE_BASE = """
+from mmcv.transforms import Resize
+from mmengine.dataset import DefaultSampler
+from mmengine.optim import OptimWrapper
+from mmengine.runner import EpochBasedTrainLoop, TestLoop, ValLoop
+from mmengine.visualization import LocalVisBackend
+from mmpretrain.datasets import CustomDataset, LoadImageFromFile, PackInputs
+from mmpretrain.engine import VisualizationHook
+from mmpretrain.evaluation import Accuracy
+from mmpretrain.models import ClsBatchNormNeck, GlobalAveragePooling, ImageClassifier, LinearClsHead
+from mmpretrain.visualization import UniversalVisualizer
+from torch.optim import AdamW
+
+from mmaselect import ASelectDiT, TimestepSelectionHook
+
+default_scope = None
+data_preprocessor = dict(num_classes=10, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True)
+diffusion = dict(type='SiT', pretrained='mmaselect://dit-nano_digits', latent='pixels')
+model = dict(
+    type=ImageClassifier,
+    backbone=dict(type=ASelectDiT, diffusion=diffusion, block=2),
+    head=dict(type=LinearClsHead, in_channels=128, num_classes=10, topk=(1,)),
+)
+pipeline = [dict(type=LoadImageFromFile), dict(type=Resize, scale=(16, 16)), dict(type=PackInputs)]
+dataset = dict(type=CustomDataset, data_root='DATA', pipeline=pipeline)
+train_dataloader = dict(
+    batch_size=8, num_workers=0, sampler=dict(type=DefaultSampler, shuffle=True),
+    dataset=dict(data_prefix='train', **dataset),
+)
+val_dataloader = dict(
+    batch_size=64, num_workers=0, sampler=dict(type=DefaultSampler, shuffle=False),
+    dataset=dict(data_prefix='test', **dataset),
+)
+test_dataloader = val_dataloader
+val_evaluator = test_evaluator = dict(type=Accuracy, topk=(1,))
+train_cfg = dict(type=EpochBasedTrainLoop, max_epochs=1, val_interval=1)
+val_cfg, test_cfg = dict(type=ValLoop), dict(type=TestLoop)
+optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=AdamW, lr=0.02))
+custom_hooks = [dict(type=TimestepSelectionHook, timesteps=[0, 400, 900], num_images=40, batch_size=16)]
+default_hooks = dict(visualization=dict(type=VisualizationHook))
+visualizer = dict(type=UniversalVisualizer, vis_backends=[dict(type=LocalVisBackend)])
+log_level, load_from, resume, randomness = 'INFO', None, False, dict(seed=0)
+"""
+
+
+def test_pure_python_configs(digits, tmp_path):
+    (tmp_path / 'base.py').write_text(PURE_BASE.replace('DATA', str(digits)))
+    config = tmp_path / 'pure.py'
+    config.write_text(PURE)
+    done = run_tool('train.py', config, '--work-dir', tmp_path / 'run')
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / 'run/selection.json').read_text())['config']['pipeline'] == 'val'
+    tested = run_tool(
+        'test.py', config, tmp_path / 'run/epoch_1.pth', '--work-dir', tmp_path / 'test', '--show-dir',
+        tmp_path / 'painted',
+    )  # fmt: skip
+    assert tested.returncode == 0, tested.stderr[-3000:]
+    assert list((tmp_path / 'painted').glob('*.png'))
+    assert accuracies(tested.stdout) == accuracies(done.stdout)

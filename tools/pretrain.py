@@ -21,8 +21,10 @@ def main():
     if runner.rank == 0:
         from mmengine.runner.checkpoint import load_checkpoint
 
+        from mmaselect.hooks.images import unwrap
+
         # The checkpoint holds the averaged weights (EMAHook), the model in memory those of the last step.
-        model = runner.model.module if runner.distributed else runner.model
+        model = unwrap(runner)
         load_checkpoint(model, cli.latest_checkpoint(cfg.work_dir), map_location='cpu', strict=True)
         # A data set of latents brings the encoder that made them.
         encoder = getattr(runner.train_dataloader.dataset, 'encoder', None)

@@ -7,13 +7,14 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.noise import NOISES, pixel_noise, seeded_noise
@@ -46,6 +47,14 @@ class _Frozen:
 
     def __deepcopy__(self, memo: dict) -> _Frozen:
         return self
+
+
+class _Map(nn.Module):
+    """Passes one map on. Who hooks onto it, as class activation maps do, gets gradients with respect to the map."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        listened = self._forward_hooks and torch.is_grad_enabled()
+        return value.detach().requires_grad_() if listened else value
 
 
 @MODELS.register_module()
@@ -81,6 +90,9 @@ class ASelectDiT(BaseModule):
 
     Attributes:
         out_channels: Channels of each map, a tuple, known before the weights are read.
+        out_indices: Numbers of the maps, as the toolboxes' tools name them.
+        maps: A module for each map, which passes it on: ``backbone.maps.0`` is a target layer for class activation
+            maps.
         multiple: Images are padded to multiples of so many pixels.
 
     Raises:
@@ -142,6 +154,8 @@ class ASelectDiT(BaseModule):
                 'is built for one number: select first, then set the block'
             )
         self.out_channels = next(iter(channels)) * self.num_timesteps
+        self.out_indices = tuple(range(len(self.out_channels)))
+        self.maps = nn.ModuleList(_Map() for _ in self.out_channels)
         self.multiple = self.spec.multiple
         self._noise_cache: dict[tuple, Tensor] = {}
         chosen = self.alternatives[0] if len(self.alternatives) == 1 else None
@@ -250,11 +264,26 @@ class ASelectDiT(BaseModule):
         return describe(self.diffusion, **own)
 
     def _apply(self, fn: Any, recurse: bool = True) -> ASelectDiT:
-        """Moves the frozen model along with ``to()`` and ``cuda()``, which it would otherwise not hear of."""
+        """Moves the frozen model along with ``to()`` and ``cuda()``, which it would otherwise not hear of.
+
+        Its precision stays that of the config, whatever ``half()`` makes of the head: features, and the recipe that
+        names them, depend on it, and some autoencoders overflow in float16.
+        """
         super()._apply(fn, recurse)
         if self._frozen.model is not None:
-            self._frozen.model._apply(fn)
+
+            def move(tensor: Tensor) -> Tensor:
+                moved = fn(tensor)
+                return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+            self._frozen.model._apply(move)
         return self
+
+    def follow(self, device: torch.device) -> None:
+        """Moves the frozen model to where the images are: strategies that shard a model do not call ``to()``."""
+        model = self._frozen.model
+        if model is not None and model.device != device:
+            model.to(device)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Takes the timestep over from a checkpoint, after a check that its features were made as these are."""
@@ -309,33 +338,33 @@ class ASelectDiT(BaseModule):
         mean, std = (images.new_tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
         return (images * std + mean) / 127.5 - 1
 
-    @torch.no_grad()
     def forward(self, images: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Reads the features.
+
+        While the model is traced, which is how the toolboxes count its operations, a choice that is still open gets a
+        stand-in, and a warning says so.
 
         Args:
             images: (B, 3, H, W), RGB, as the toolbox's ``data_preprocessor`` delivers them; or maps from the cache,
                 which are passed on.
 
         Returns:
-            One float32 map (B, C, ceil(H / stride), ceil(W / stride)) per timestep, block and component, in this order
-            from the outside in, each with its own channels and stride. Its cells divide the image evenly, as every head
-            assumes, also where the image was padded.
+            One map (B, C, ceil(H / stride), ceil(W / stride)) per timestep, block and component, in this order from the
+            outside in, each with its own channels and stride, in the dtype of the images. Its cells divide the image
+            evenly, as every head assumes, also where the image was padded.
 
         Raises:
             InputError: If nothing has chosen a timestep, block or component yet, if an image is smaller than a patch or
                 has no three channels, or if features are not finite.
         """
-        if not isinstance(images, Tensor):
-            return self._deliver([maps.float() for maps in images])
-        if self.timesteps is None or self.taps is None:
-            open_field, valid = ('block', 'a block') if self.taps is None else ('timestep', 'a number from 0 to 1000')
-            if self.taps is None and self.block != 'auto':
-                open_field, valid = 'component', 'a component'
-            raise InputError(
-                f"{open_field}='auto', but nothing has chosen one: add dict(type='TimestepSelectionHook') to "
-                f'custom_hooks, load a checkpoint that holds the choice, or set {valid}'
-            )
+        read = self._read(images) if isinstance(images, Tensor) else [maps.float() for maps in images]
+        return tuple(passed(one) for passed, one in zip(self.maps, self._deliver(read), strict=True))
+
+    @torch.no_grad()
+    def _read(self, images: Tensor) -> list[Tensor]:
+        timesteps, taps = self._choice()
+        if not images.is_meta:
+            self.follow(images.device)
         if self.training and not self.normalisation_is_known:
             raise InputError(
                 "nothing has said how images are normalised: add dict(type='TimestepSelectionHook') to custom_hooks, "
@@ -347,6 +376,17 @@ class ASelectDiT(BaseModule):
             )
         if images.dim() != 4 or images.shape[1] != 3:
             raise InputError(f'images of shape {tuple(images.shape)} are not valid: expected RGB, (B, 3, H, W)')
+        if torch.jit.is_tracing() or type(images) not in (Tensor, nn.Parameter):
+            # Tracers and fake tensors belong to a thread. What is computed once, the noise and the constants of a
+            # timestep, is computed in another: it is no part of a trace, and what is kept is real.
+            size, device = tuple(map(int, images.shape[1:])), images.device
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(lambda: self._read_at(torch.zeros(1, *size, device=device), timesteps)).result()
+        maps = self._read_at(images, timesteps)
+        return [maps[timestep, tap].to(images.dtype) for timestep in timesteps for tap in taps]
+
+    @torch.no_grad()
+    def _read_at(self, images: Tensor, timesteps: Sequence[float]) -> dict[tuple[float, Tap], Tensor]:
         maps: dict[tuple[float, Tap], Tensor] = {}
         # In its own half precision the model is told what to compute in; only in float32 does --amp decide.
         with (
@@ -355,11 +395,43 @@ class ASelectDiT(BaseModule):
         ):
             self.diffusion.read_images(
                 self.to_unit_range(images.float()),
-                self.timesteps,
+                timesteps,
                 self._make_noise,
                 lambda timestep, tap, value: maps.__setitem__((timestep, tap), value),
             )
-        return self._deliver([maps[timestep, tap] for timestep in self.timesteps for tap in self.taps])
+        return maps
+
+    def _choice(self) -> tuple[tuple[float, ...], tuple[Tap, ...]]:
+        """What is to be read.
+
+        Raises:
+            InputError: If nothing has chosen it yet.
+        """
+        if torch.jit.is_tracing():
+            count = sum(parameter.numel() for parameter in self.diffusion.parameters())
+            self._say(f'{count:,} frozen parameters are not among those that the model counts', logging.INFO)
+        if self.timesteps is not None and self.taps is not None:
+            return self.timesteps, self.taps
+        if not torch.jit.is_tracing():
+            open_field, valid = ('block', 'a block') if self.taps is None else ('timestep', 'a number from 0 to 1000')
+            if self.taps is None and self.block != 'auto':
+                open_field, valid = 'component', 'a component'
+            raise InputError(
+                f"{open_field}='auto', but nothing has chosen one: add dict(type='TimestepSelectionHook') to "
+                f'custom_hooks, load a checkpoint that holds the choice, or set {valid}'
+            )
+        # Operations are the same at every timestep; of blocks the last one, which costs the most.
+        timesteps = self.timesteps or tuple(500.0 + number for number in range(self.num_timesteps))
+        taps = self.taps or max(self.alternatives, key=lambda taps: max(tap.block for tap in taps))
+        self._say(
+            f'nothing has chosen what to read yet: traced at timestep {timesteps[0]:g}, block {taps[-1].block}. Good '
+            'for a count of operations; export only what was trained',
+            logging.WARNING,
+        )
+        return timesteps, taps
+
+    def _say(self, message: str, level: int) -> None:
+        print_log(f'ASelectDiT: {message}', logger='current', level=level)
 
     @staticmethod
     def _deliver(read: list[Tensor]) -> tuple[Tensor, ...]:
@@ -372,6 +444,7 @@ class ASelectDiT(BaseModule):
 
     def _make_noise(self, images: Tensor, shape: tuple[int, ...]) -> Tensor:
         if self.noise == 'fixed':
+            shape = tuple(map(int, shape))
             key = (shape, images.device)
             if key not in self._noise_cache:
                 self._noise_cache[key] = seeded_noise(shape, self.noise_seed).to(images.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,7 +18,7 @@ from mmaselect.cache.samples import SampleForm
 from mmaselect.cache.settings import CacheSettings
 from mmaselect.datasets.readable import name_broken_files
 from mmaselect.errors import InputError
-from mmaselect.hooks.images import find_backbone, unwrap
+from mmaselect.hooks.images import find_backbone, has_backbone, unwrap
 
 
 @HOOKS.register_module()
@@ -38,14 +38,16 @@ class FeatureCacheHook(Hook):
     priority = 'VERY_LOW'
 
     def __init__(self) -> None:
-        self._features: CachedFeatures
+        self._features: CachedFeatures | None = None
         self._replaced = ExitStack()
 
     def before_run(self, runner: Runner) -> None:
         """Checks the settings, before anything is computed, and sees to it that all is put back in the end."""
         name_broken_files()
-        backbone = find_backbone(runner)
-        self.settings = read_settings(backbone.cache)
+        self.active = has_backbone(runner, self)
+        if not self.active:
+            return
+        self.settings = read_settings(find_backbone(runner).cache)
         loop = runner._train_loop
         if not isinstance(loop, BaseLoop):
             return
@@ -61,6 +63,8 @@ class FeatureCacheHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Puts features in the place of images."""
+        if not self.active:
+            return
         # Data loaders draw random numbers; without a cache, dropout and the like would have drawn these.
         with torch.random.fork_rng(devices=[]):
             cache = make_cache(runner, self.settings)
@@ -78,11 +82,12 @@ class FeatureCacheHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Turns to the next view of each image."""
-        self._features.epoch = runner.epoch
+        if self._features is not None:
+            self._features.epoch = runner.epoch
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """The same for schedules that count iterations."""
-        if isinstance(runner.train_loop, IterBasedTrainLoop):
+        if self._features is not None and isinstance(runner.train_loop, IterBasedTrainLoop):
             self._features.epoch = runner.iter // len(runner.train_loop.dataloader)
 
 
@@ -113,8 +118,19 @@ def make_cache(runner: Runner, settings: CacheSettings) -> FeatureCache:
     config: Any = runner.cfg.get('train_dataloader')
     if not isinstance(config, dict) or not isinstance(config.get('dataset'), dict):
         raise InputError('a cache needs train_dataloader.dataset as a config: it says how images are augmented')
-    preprocessor = runner.cfg.model.get('data_preprocessor') or runner.cfg.get('data_preprocessor') or {}
+    preprocessors = list(_preprocessors(runner.cfg.model)) or [runner.cfg.get('data_preprocessor') or {}]
+    preprocessor = preprocessors[0] if len(preprocessors) == 1 else dict(nested=preprocessors)
     return FeatureCache(backbone, unwrap(runner).data_preprocessor, loader, config['dataset'], preprocessor, settings)
+
+
+def _preprocessors(config: Any) -> Iterator[Any]:
+    """Every ``data_preprocessor`` of a model's config, at any depth: a wrapper holds the model that owns it."""
+    if isinstance(config, dict):
+        if config.get('data_preprocessor'):
+            yield config['data_preprocessor']
+        for key, value in config.items():
+            if key != 'data_preprocessor':
+                yield from _preprocessors(value)
 
 
 def accept_features(preprocessor: Any, form: SampleForm) -> Callable[[], None]:

@@ -23,6 +23,7 @@ from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError
 from mmaselect.files import write_json
 from mmaselect.selection.report import name_taps, read_selection
+from mmaselect.toolboxes import scope_of, type_name
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
@@ -323,7 +324,7 @@ def _trained(lines: list[dict[str, Any]]) -> bool:
 def _result(config: dict[str, Any], lines: list[dict[str, Any]]) -> tuple[str, float, float, tuple[str, int]]:
     """Metric, its value, seconds of training, and the epoch or iteration of its end, if the log reaches it."""
     loop = config.get('train_cfg') or {}
-    unit = 'epoch' if loop.get('by_epoch', loop.get('type') == 'EpochBasedTrainLoop') else 'iter'
+    unit = 'epoch' if loop.get('by_epoch', type_name(loop) == 'EpochBasedTrainLoop') else 'iter'
     end = int(loop.get('max_epochs' if unit == 'epoch' else 'max_iters') or 0)
     training = [line for line in lines if 'loss' in line]
     # An iteration that was done twice, before a kill and after a resume, counts once.
@@ -403,7 +404,7 @@ def _selection(
 
 def _task(config: dict[str, Any], metric: str, selection: dict[str, Any]) -> Task:
     dataset = (config.get('val_dataloader') or {}).get('dataset') or {}
-    kind = str(dataset.get('type')).split('.')[-1]
+    kind = type_name(dataset)
     layout = LAYOUTS.get(kind)
     root = Path(str(dataset.get('data_root', ''))).name
     data = selection.get('data', {})
@@ -418,10 +419,10 @@ def _task(config: dict[str, Any], metric: str, selection: dict[str, Any]) -> Tas
 
 def _image_size(config: dict[str, Any]) -> str | None:
     """The test crop in classification, the training crop in segmentation, as configs are named after them."""
-    segmentation = config.get('default_scope') == 'mmseg'
+    segmentation = scope_of(config) == 'mmseg'
     loader = config.get('train_dataloader' if segmentation else 'val_dataloader') or {}
     for transform in reversed((loader.get('dataset') or {}).get('pipeline') or []):
-        kind = str(transform.get('type')).split('.')[-1]
+        kind = type_name(transform)
         size = {'CenterCrop': 'crop_size', 'RandomCrop': 'crop_size', 'Resize': 'scale'}.get(kind)
         if size in transform:
             value = transform[size]

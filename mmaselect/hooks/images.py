@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dataset import Compose
-from mmengine.model import is_model_wrapper
+from mmengine import dist
+from mmengine.dataset import Compose, InfiniteSampler
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import BatchSampler
 
 from mmaselect.backbones import ASelectDiT
 from mmaselect.datasets.readable import check_sample
 from mmaselect.errors import InputError
 from mmaselect.images import IGNORED, ImageSource
+from mmaselect.toolboxes import scope_of
 from mmaselect.unreadable import SHARE, Unreadable
 
 #: Images that are read twice, to see whether a seed decides what random transforms give.
@@ -53,7 +57,7 @@ class RunnerImages(ImageSource):
         # Of a data set of pairs, each image once.
         self.dataset, self.seed, self.labels = getattr(dataset, 'single_images', dataset), seed, labels
         if pipeline is None:
-            pipeline = 'train' if runner.cfg.get('default_scope') == 'mmseg' else 'val'
+            pipeline = 'train' if scope_of(runner.cfg) == 'mmseg' else 'val'
         self.pipeline = pipeline if isinstance(pipeline, str) else 'given'
         transforms: Any = pipeline
         if self.pipeline != 'given':
@@ -175,24 +179,95 @@ def backends_of(dataset: Any) -> dict[str, Any]:
     return found
 
 
+def built_model(runner: Runner) -> Any:
+    """The runner's model, with whatever is around it.
+
+    mmengine's ``FlexibleRunner`` builds it in ``train()`` and ``test()`` only; where a tool asks earlier, it is built,
+    and put on its device, here. Such a runner can test, but no longer train.
+    """
+    if isinstance(runner.model, dict):
+        flexible: Any = runner
+        flexible.strategy.prepare(runner.model)
+        runner.model = flexible.strategy.model
+    return runner.model
+
+
 def unwrap(runner: Runner) -> Any:
-    """The runner's model without the wrapper that distributed training puts around it."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+    """The model that owns the backbone: the innermost one around it that has a data preprocessor.
+
+    Around it there may be wrappers of distributed training, engines of strategies and test-time augmentation, which
+    has a data preprocessor of its own that does nothing. Without a backbone it is the innermost of all.
+    """
+    model = built_model(runner)
+    owners = [module for module in model.modules() if hasattr(module, 'data_preprocessor')]
+    around = [owner for owner in owners if backbones_of(owner)]
+    return (around or owners or [model])[-1]
+
+
+def backbones_of(model: Any) -> list[ASelectDiT]:
+    """Every ``ASelectDiT`` of a model."""
+    return [module for module in model.modules() if isinstance(module, ASelectDiT)]
+
+
+def has_backbone(runner: Runner, hook: Hook) -> bool:
+    """Whether a hook of ours has anything to do; a model without a backbone, such as a tool's dummy, is a warning."""
+    found = bool(backbones_of(built_model(runner)))
+    if not found:
+        runner.logger.warning(f'the model has no ASelectDiT backbone: {type(hook).__name__} does nothing')
+    return found
 
 
 def find_backbone(runner: Runner) -> ASelectDiT:
-    """Finds the backbone in a runner's model, and tells it how the model's images are normalised.
+    """Finds the backbone in a runner's model, and tells it how the model's images are normalised and where they are.
 
     Raises:
         InputError: If there is none, or more than one, or if its ``mean`` and ``std`` are not the data preprocessor's.
     """
-    model = unwrap(runner)
-    found = [module for module in model.modules() if isinstance(module, ASelectDiT)]
+    owner, found = unwrap(runner), backbones_of(built_model(runner))
     if len(found) != 1:
         raise InputError(f'TimestepSelectionHook needs a model with one ASelectDiT backbone; this one has {len(found)}')
-    settle_normalisation(found[0], model.data_preprocessor)
-    check_channel_order(runner.cfg, model.data_preprocessor)
+    settle_normalisation(found[0], owner.data_preprocessor)
+    check_channel_order(runner.cfg, owner.data_preprocessor)
+    device = getattr(owner.data_preprocessor, 'device', None)
+    if device is not None:
+        found[0].follow(torch.device(device))
     return found[0]
+
+
+def check_last_batch(runner: Runner) -> None:
+    """Checks that no training batch is too small for the batch norms of the head.
+
+    Raises:
+        InputError: If one has a single image, and a batch norm sees one value per channel of each image.
+    """
+    loader = runner.train_dataloader
+    sampler = getattr(loader, 'batch_sampler', None)
+    if not isinstance(sampler, BatchSampler) or not isinstance(sampler.sampler, Sized):
+        return
+    size, images = sampler.batch_size, len(sampler.sampler)
+    endless = isinstance(sampler.sampler, InfiniteSampler)
+    if size > 1 and (endless or sampler.drop_last or images % size != 1):
+        return
+    pooled = next((name for name, module in unwrap(runner).named_modules() if _needs_two(module)), None)
+    if pooled is not None:
+        raise InputError(
+            f'train_dataloader: the last batch of {images} images has one image, but the '
+            f'batch norm in {pooled} needs two: set train_dataloader.drop_last=True, or another batch_size'
+            if size > 1
+            else f'train_dataloader.batch_size=1, but the batch norm in {pooled} needs two images: set at least 2'
+        )
+
+
+def _needs_two(module: torch.nn.Module) -> bool:
+    """Whether a module normalises over a batch what has one value per channel in each image."""
+    if isinstance(module, torch.nn.BatchNorm1d):
+        return True
+    pools = any(
+        isinstance(one, torch.nn.AdaptiveAvgPool2d) and one.output_size in (1, (1, 1)) for one in module.children()
+    )
+    norms = (one for one in module.modules() if isinstance(one, _BatchNorm))
+    synchronised = dist.get_world_size() > 1
+    return pools and any(not (synchronised and isinstance(norm, torch.nn.SyncBatchNorm)) for norm in norms)
 
 
 def settle_normalisation(backbone: ASelectDiT, preprocessor: torch.nn.Module) -> None:

@@ -13,6 +13,7 @@ from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
+from mmengine.visualization import LocalVisBackend
 from PIL import Image
 
 from mmaselect.backbones import ASelectDiT
@@ -21,7 +22,7 @@ from mmaselect.diffusion.memory import check_batch_size
 from mmaselect.diffusion.recipe import digest
 from mmaselect.diffusion.taps import Tap, all_taps
 from mmaselect.errors import InputError, check_choice, check_count
-from mmaselect.hooks.images import RunnerImages, find_backbone
+from mmaselect.hooks.images import RunnerImages, check_last_batch, find_backbone, has_backbone
 from mmaselect.hooks.ranks import RunnerRanks
 from mmaselect.images import AUTO_IMAGES
 from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criteria
@@ -117,10 +118,15 @@ class TimestepSelectionHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Tells the backbone what the data preprocessor does, before a checkpoint is loaded."""
         name_broken_files()
-        find_backbone(runner)
+        if has_backbone(runner, self):
+            find_backbone(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Selects, unless all is known: from the config, a checkpoint, or the selection being resumed."""
+        if not has_backbone(runner, self):
+            return
+        # What would end the first epoch is said before anything is searched.
+        check_last_batch(runner)
         backbone = find_backbone(runner)
         if backbone.decided:
             where = 'comes with the checkpoint' if backbone.configured_timesteps is None else 'is set in the config'
@@ -138,7 +144,7 @@ class TimestepSelectionHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Selects for an evaluation without training, which has no checkpoint that would hold a choice."""
-        if runner._load_from is None and not find_backbone(runner).decided:
+        if runner._load_from is None and has_backbone(runner, self) and not find_backbone(runner).decided:
             self.select(runner)
 
     def select(self, runner: Runner) -> dict[str, Any]:
@@ -290,9 +296,12 @@ class TimestepSelectionHook(Hook):
             },
         )
         runner.logger.info('\n' + selection.table())
+        # mmengine's own file is the log of the training: whoever plots it takes a step for an iteration.
+        boards = [board for board in runner.visualizer._vis_backends.values() if not isinstance(board, LocalVisBackend)]
         for label in selection.sweep.scores:
             for timestep, score in zip(selection.sweep.timesteps, selection.curve(label), strict=True):
-                runner.visualizer.add_scalar(f'selection/{identifier(label)}', score, step=round(timestep))
+                for backend in boards:
+                    backend.add_scalar(f'selection/{identifier(label)}', score, step=round(timestep))
         # Not by OpenCV, which does not know every name that a folder may have.
         with Image.open(Path(runner.work_dir) / 'selection.png') as curve:
             # With the suffix: MLflow writes a file of this name.

@@ -271,9 +271,105 @@ def test_arguments_are_checked(fields, message):
         build(**fields)
 
 
-def test_to_moves_the_frozen_model_along():
-    backbone = build().to(torch.float64)
-    assert next(backbone.diffusion.parameters()).dtype == torch.float64
+def test_to_moves_the_frozen_model_along_and_leaves_it_its_precision():
+    backbone = build().to(torch.float16)
+    assert next(backbone.diffusion.parameters()).dtype == torch.float32
+    assert backbone.to('meta').diffusion.device.type == 'meta'
+    # Strategies that shard a model call no to(): the frozen one goes where the images are.
+    backbone, asked = build(), []
+    backbone.follow = asked.append
+    backbone(images())
+    assert asked == [torch.device('cpu')]
+    ASelectDiT.follow(backbone, torch.device('meta'))
+    assert backbone.diffusion.device.type == 'meta'
+
+
+def test_half_gives_maps_in_the_dtype_of_the_images():
+    exact = build()(images())[0]
+    model = nn.Sequential(build(), nn.Conv2d(16, 2, 1)).half()
+    maps = model[0](images().half())[0]
+    assert maps.dtype == torch.float16
+    torch.testing.assert_close(maps.float(), exact, rtol=2e-3, atol=2e-3)
+    assert model[1](maps).dtype == torch.float16
+    assert build()(images().double())[0].dtype == torch.float64
+
+
+def test_what_the_toolboxes_tools_ask_of_a_backbone():
+    backbone = build(block=[0, 2], timestep='auto', num_timesteps=2)
+    assert backbone.out_indices == (0, 1, 2, 3)
+    assert [name for name, _ in backbone.named_modules() if name.startswith('maps.')] == [
+        f'maps.{number}' for number in backbone.out_indices
+    ]
+
+
+def test_class_activation_maps_get_the_gradient_of_the_map():
+    """Grad-CAM weights each channel with the mean gradient; behind it, here, a mean and a linear layer."""
+    backbone, head = build().eval(), nn.Linear(16, 3)
+    seen = {}
+
+    def take(module, inputs, output):
+        seen['map'] = output
+        output.register_hook(lambda gradient: seen.__setitem__('gradient', gradient))
+
+    handle = backbone.maps[0].register_forward_hook(take)
+    head(backbone(images())[0].mean((2, 3)))[:, 1].sum().backward()
+    torch.testing.assert_close(seen['map'], build()(images())[0], rtol=0, atol=0)
+    torch.testing.assert_close(seen['gradient'].sum((2, 3)), head.weight[1].expand(2, 16))
+    handle.remove()
+    assert not backbone(images())[0].requires_grad
+
+
+def test_cost_is_counted_before_a_choice():
+    """Of the blocks that a choice may take the last one: what costs the most."""
+    from mmengine.analysis import FlopAnalyzer
+
+    counted = {}
+    for name, fields in {
+        'open': dict(block='auto', timestep='auto'),
+        'first': dict(block=0),
+        'last': dict(block=2),
+    }.items():
+        backbone = build(**fields).eval()
+        counted[name] = FlopAnalyzer(backbone, images(batch=1)).unsupported_ops_warnings(False).total()
+        assert backbone.decided == (name != 'open')
+    assert counted['open'] == counted['last'] > counted['first'] > 0
+    with pytest.raises(InputError, match='nothing has chosen one'):
+        build(timestep='auto').eval()(images())
+
+
+class Classifier(nn.Module):
+    """Any head; the noise belongs to the backbone in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = build(), nn.Linear(16, 3)
+
+    def forward(self, batch):
+        return self.head(self.backbone(batch)[0].mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    'export',
+    [
+        lambda model: torch.jit.trace(model, images()),
+        lambda model: torch.export.export(model, (images(),), strict=False).module(),
+    ],
+)
+def test_an_exported_model_has_the_noise_as_a_constant(export):
+    model = Classifier().eval().requires_grad_(False)
+    other = images().flip(0) * 1.5
+    torch.testing.assert_close(export(model)(other), model(other))
+    # Nothing of the tracer is kept.
+    torch.testing.assert_close(model(other), Classifier.forward(model, other), rtol=0, atol=0)
+    assert {type(noise) for noise in model.backbone._noise_cache.values()} == {torch.Tensor}
+
+
+def test_a_trace_draws_no_noise():
+    """What ONNX has no operator for; the graph is what its exporter gets."""
+    graph = torch.jit.trace(Classifier().eval(), images()).inlined_graph
+    kinds = {node.kind() for node in graph.nodes()}
+    assert 'aten::linear' in kinds
+    assert not {kind for kind in kinds if 'rand' in kind or 'normal_' in kind}
 
 
 def test_amp_computes_the_frozen_part_in_its_own_precision_only_if_that_is_float32():

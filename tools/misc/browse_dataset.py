@@ -33,13 +33,15 @@ def main():
     from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 
     from mmaselect.progress import progress_bar
+    from mmaselect.toolboxes import scope_of
 
-    segmentation = cfg.default_scope == 'mmseg'
+    scope = scope_of(cfg)
+    segmentation = scope == 'mmseg'
     if segmentation:
         from mmseg.utils import register_all_modules
 
         register_all_modules(init_default_scope=False)
-    init_default_scope(cfg.default_scope)
+    init_default_scope(scope)
     field = f'{args.phase}_dataloader'
     if cfg.get(field) is None:
         raise cli.InputError(f'{args.config} has no {field}')

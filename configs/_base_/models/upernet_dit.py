@@ -1,17 +1,19 @@
 # UPerNet on four levels that one block's queries feed (the paper's way); a list of four blocks feeds them from several.
 # Crops of 512x512, optimizer and schedules are mmseg's for UPerNet on ADE20K: the paper's are not known to us.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
+# mmseg's own tools look for it here, too.
+data_preprocessor = dict(
+    type='SegDataPreProcessor',
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    bgr_to_rgb=True,
+    pad_val=0,
+    seg_pad_val=255,
+    size=(512, 512),
+)
 model = dict(
     type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512),
-    ),
+    data_preprocessor=data_preprocessor,
     backbone=dict(type='ASelectDiT', component='query', timestep='auto'),
     neck=dict(type='Feature2Pyramid', embed_dim=None, rescales=[4, 2, 1, 0.5], norm_cfg=norm_cfg),
     decode_head=dict(

@@ -1,0 +1,753 @@
+classes = (
+    'sky',
+    'building',
+    'pole',
+    'road',
+    'pavement',
+    'tree',
+    'sign',
+    'fence',
+    'car',
+    'pedestrian',
+    'bicyclist',
+)
+custom_hooks = [
+    dict(
+        batch_size=64,
+        criterion=dict(type='InstanceInformation', views=dict(crop=0.4, mirror=True)),
+        num_images=4,
+        timesteps=[
+            0,
+            600,
+        ],
+        type='TimestepSelectionHook',
+    ),
+]
+custom_imports = dict(
+    imports=[
+        'mmaselect',
+    ]
+)
+data_root = 'data/camvid'
+dataset = dict(
+    data_root='data/camvid',
+    img_suffix='.png',
+    metainfo=dict(
+        classes=(
+            'sky',
+            'building',
+            'pole',
+            'road',
+            'pavement',
+            'tree',
+            'sign',
+            'fence',
+            'car',
+            'pedestrian',
+            'bicyclist',
+        ),
+        palette=[
+            [
+                128,
+                128,
+                128,
+            ],
+            [
+                128,
+                0,
+                0,
+            ],
+            [
+                192,
+                192,
+                128,
+            ],
+            [
+                128,
+                64,
+                128,
+            ],
+            [
+                0,
+                0,
+                192,
+            ],
+            [
+                128,
+                128,
+                0,
+            ],
+            [
+                192,
+                128,
+                128,
+            ],
+            [
+                64,
+                64,
+                128,
+            ],
+            [
+                64,
+                0,
+                128,
+            ],
+            [
+                64,
+                64,
+                0,
+            ],
+            [
+                0,
+                128,
+                192,
+            ],
+        ],
+    ),
+    seg_map_suffix='.png',
+    type='BaseSegDataset',
+)
+dataset_type = 'BaseSegDataset'
+default_hooks = dict(
+    checkpoint=dict(_scope_='mmseg', by_epoch=False, interval=6, type='CheckpointHook'),
+    logger=dict(_scope_='mmseg', interval=1, log_metric_by_epoch=False, type='LoggerHook'),
+    param_scheduler=dict(_scope_='mmseg', type='ParamSchedulerHook'),
+    sampler_seed=dict(_scope_='mmseg', type='DistSamplerSeedHook'),
+    timer=dict(_scope_='mmseg', type='IterTimerHook'),
+    visualization=dict(_scope_='mmseg', type='SegVisualizationHook'),
+)
+default_scope = 'mmseg'
+env_cfg = dict(
+    cudnn_benchmark=True,
+    dist_cfg=dict(backend='nccl', timeout=1800),
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+)
+launcher = 'none'
+load_from = None
+log_level = 'INFO'
+log_processor = dict(by_epoch=False)
+metainfo = dict(
+    classes=(
+        'sky',
+        'building',
+        'pole',
+        'road',
+        'pavement',
+        'tree',
+        'sign',
+        'fence',
+        'car',
+        'pedestrian',
+        'bicyclist',
+    ),
+    palette=[
+        [
+            128,
+            128,
+            128,
+        ],
+        [
+            128,
+            0,
+            0,
+        ],
+        [
+            192,
+            192,
+            128,
+        ],
+        [
+            128,
+            64,
+            128,
+        ],
+        [
+            0,
+            0,
+            192,
+        ],
+        [
+            128,
+            128,
+            0,
+        ],
+        [
+            192,
+            128,
+            128,
+        ],
+        [
+            64,
+            64,
+            128,
+        ],
+        [
+            64,
+            0,
+            128,
+        ],
+        [
+            64,
+            64,
+            0,
+        ],
+        [
+            0,
+            128,
+            192,
+        ],
+    ],
+)
+model = dict(
+    auxiliary_head=dict(
+        align_corners=False,
+        channels=8,
+        concat_input=False,
+        dropout_ratio=0.1,
+        ignore_index=11,
+        in_channels=16,
+        in_index=2,
+        loss_decode=dict(loss_weight=0.4, type='CrossEntropyLoss', use_sigmoid=False),
+        norm_cfg=dict(requires_grad=True, type='SyncBN'),
+        num_classes=11,
+        num_convs=1,
+        type='FCNHead',
+    ),
+    backbone=dict(
+        block=[
+            2,
+            2,
+            2,
+            2,
+        ],
+        component='query',
+        diffusion=dict(
+            arch=dict(
+                attention_head_dim=8, in_channels=3, num_attention_heads=2, num_layers=3, patch_size=4, sample_size=32
+            ),
+            latent='pixels',
+            pretrained=None,
+            type='SiT',
+        ),
+        timestep='auto',
+        type='ASelectDiT',
+    ),
+    data_preprocessor=dict(
+        bgr_to_rgb=True,
+        mean=[
+            123.675,
+            116.28,
+            103.53,
+        ],
+        pad_val=0,
+        seg_pad_val=11,
+        size=(
+            128,
+            128,
+        ),
+        std=[
+            58.395,
+            57.12,
+            57.375,
+        ],
+        type='SegDataPreProcessor',
+    ),
+    decode_head=dict(
+        align_corners=False,
+        channels=8,
+        dropout_ratio=0.1,
+        ignore_index=11,
+        in_channels=[
+            16,
+            16,
+            16,
+            16,
+        ],
+        in_index=[
+            0,
+            1,
+            2,
+            3,
+        ],
+        loss_decode=dict(loss_weight=1.0, type='CrossEntropyLoss', use_sigmoid=False),
+        norm_cfg=dict(requires_grad=True, type='SyncBN'),
+        num_classes=11,
+        pool_scales=(
+            1,
+            2,
+            3,
+            6,
+        ),
+        type='UPerHead',
+    ),
+    neck=dict(
+        embed_dim=16,
+        norm_cfg=dict(requires_grad=True, type='SyncBN'),
+        rescales=[
+            2,
+            1,
+            0.5,
+            0.25,
+        ],
+        type='Feature2Pyramid',
+    ),
+    test_cfg=dict(mode='whole'),
+    train_cfg=dict(),
+    type='EncoderDecoder',
+)
+norm_cfg = dict(requires_grad=True, type='SyncBN')
+optim_wrapper = dict(
+    _scope_='mmseg', clip_grad=None, optimizer=dict(lr=0.001, type='AdamW', weight_decay=0.01), type='OptimWrapper'
+)
+optimizer = dict(_scope_='mmseg', lr=0.01, momentum=0.9, type='SGD', weight_decay=0.0005)
+palette = [
+    [
+        128,
+        128,
+        128,
+    ],
+    [
+        128,
+        0,
+        0,
+    ],
+    [
+        192,
+        192,
+        128,
+    ],
+    [
+        128,
+        64,
+        128,
+    ],
+    [
+        0,
+        0,
+        192,
+    ],
+    [
+        128,
+        128,
+        0,
+    ],
+    [
+        192,
+        128,
+        128,
+    ],
+    [
+        64,
+        64,
+        128,
+    ],
+    [
+        64,
+        0,
+        128,
+    ],
+    [
+        64,
+        64,
+        0,
+    ],
+    [
+        0,
+        128,
+        192,
+    ],
+]
+param_scheduler = [
+    dict(begin=0, by_epoch=False, end=200, eta_min=1e-05, power=0.9, type='PolyLR'),
+]
+randomness = dict(seed=0)
+resume = False
+test_cfg = dict(_scope_='mmseg', type='TestLoop')
+test_dataloader = dict(
+    batch_size=1,
+    dataset=dict(
+        data_prefix=dict(img_path='img_dir/val', seg_map_path='ann_dir/val'),
+        data_root='/tmp/fa/streets',
+        img_suffix='.png',
+        metainfo=dict(
+            classes=(
+                'sky',
+                'building',
+                'pole',
+                'road',
+                'pavement',
+                'tree',
+                'sign',
+                'fence',
+                'car',
+                'pedestrian',
+                'bicyclist',
+            ),
+            palette=[
+                [
+                    128,
+                    128,
+                    128,
+                ],
+                [
+                    128,
+                    0,
+                    0,
+                ],
+                [
+                    192,
+                    192,
+                    128,
+                ],
+                [
+                    128,
+                    64,
+                    128,
+                ],
+                [
+                    0,
+                    0,
+                    192,
+                ],
+                [
+                    128,
+                    128,
+                    0,
+                ],
+                [
+                    192,
+                    128,
+                    128,
+                ],
+                [
+                    64,
+                    64,
+                    128,
+                ],
+                [
+                    64,
+                    0,
+                    128,
+                ],
+                [
+                    64,
+                    64,
+                    0,
+                ],
+                [
+                    0,
+                    128,
+                    192,
+                ],
+            ],
+        ),
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(
+                keep_ratio=False,
+                scale=(
+                    256,
+                    192,
+                ),
+                type='Resize',
+            ),
+            dict(type='LoadAnnotations'),
+            dict(type='PackSegInputs'),
+        ],
+        seg_map_suffix='.png',
+        type='BaseSegDataset',
+    ),
+    num_workers=0,
+    sampler=dict(shuffle=False, type='DefaultSampler'),
+)
+test_evaluator = dict(
+    ignore_index=11,
+    iou_metrics=[
+        'mIoU',
+    ],
+    type='IoUMetric',
+)
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        keep_ratio=False,
+        scale=(
+            256,
+            192,
+        ),
+        type='Resize',
+    ),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+train_cfg = dict(_scope_='mmseg', max_iters=12, type='IterBasedTrainLoop', val_interval=6)
+train_dataloader = dict(
+    batch_size=2,
+    dataset=dict(
+        data_prefix=dict(img_path='img_dir/train', seg_map_path='ann_dir/train'),
+        data_root='/tmp/fa/streets',
+        img_suffix='.png',
+        metainfo=dict(
+            classes=(
+                'sky',
+                'building',
+                'pole',
+                'road',
+                'pavement',
+                'tree',
+                'sign',
+                'fence',
+                'car',
+                'pedestrian',
+                'bicyclist',
+            ),
+            palette=[
+                [
+                    128,
+                    128,
+                    128,
+                ],
+                [
+                    128,
+                    0,
+                    0,
+                ],
+                [
+                    192,
+                    192,
+                    128,
+                ],
+                [
+                    128,
+                    64,
+                    128,
+                ],
+                [
+                    0,
+                    0,
+                    192,
+                ],
+                [
+                    128,
+                    128,
+                    0,
+                ],
+                [
+                    192,
+                    128,
+                    128,
+                ],
+                [
+                    64,
+                    64,
+                    128,
+                ],
+                [
+                    64,
+                    0,
+                    128,
+                ],
+                [
+                    64,
+                    64,
+                    0,
+                ],
+                [
+                    0,
+                    128,
+                    192,
+                ],
+            ],
+        ),
+        pipeline=[
+            dict(type='LoadReadableImage'),
+            dict(type='LoadAnnotations'),
+            dict(
+                keep_ratio=False,
+                scale=(
+                    256,
+                    192,
+                ),
+                type='Resize',
+            ),
+            dict(
+                crop_size=(
+                    128,
+                    128,
+                ),
+                type='RandomCrop',
+            ),
+            dict(prob=0.5, type='RandomFlip'),
+            dict(type='PackSegInputs'),
+        ],
+        seg_map_suffix='.png',
+        type='BaseSegDataset',
+    ),
+    num_workers=0,
+    sampler=dict(shuffle=True, type='InfiniteSampler'),
+)
+train_pipeline = [
+    dict(type='LoadReadableImage'),
+    dict(type='LoadAnnotations'),
+    dict(
+        keep_ratio=False,
+        scale=(
+            256,
+            192,
+        ),
+        type='Resize',
+    ),
+    dict(
+        crop_size=(
+            128,
+            128,
+        ),
+        type='RandomCrop',
+    ),
+    dict(prob=0.5, type='RandomFlip'),
+    dict(type='PackSegInputs'),
+]
+tta_model = dict(_scope_='mmseg', type='SegTTAModel')
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        keep_ratio=False,
+        scale=(
+            256,
+            192,
+        ),
+        type='Resize',
+    ),
+    dict(
+        transforms=[
+            [
+                dict(prob=0.0, type='RandomFlip'),
+                dict(prob=1.0, type='RandomFlip'),
+            ],
+            [
+                dict(type='LoadAnnotations'),
+            ],
+            [
+                dict(type='PackSegInputs'),
+            ],
+        ],
+        type='TestTimeAug',
+    ),
+]
+val_cfg = dict(_scope_='mmseg', type='ValLoop')
+val_dataloader = dict(
+    batch_size=1,
+    dataset=dict(
+        data_prefix=dict(img_path='img_dir/val', seg_map_path='ann_dir/val'),
+        data_root='/tmp/fa/streets',
+        img_suffix='.png',
+        metainfo=dict(
+            classes=(
+                'sky',
+                'building',
+                'pole',
+                'road',
+                'pavement',
+                'tree',
+                'sign',
+                'fence',
+                'car',
+                'pedestrian',
+                'bicyclist',
+            ),
+            palette=[
+                [
+                    128,
+                    128,
+                    128,
+                ],
+                [
+                    128,
+                    0,
+                    0,
+                ],
+                [
+                    192,
+                    192,
+                    128,
+                ],
+                [
+                    128,
+                    64,
+                    128,
+                ],
+                [
+                    0,
+                    0,
+                    192,
+                ],
+                [
+                    128,
+                    128,
+                    0,
+                ],
+                [
+                    192,
+                    128,
+                    128,
+                ],
+                [
+                    64,
+                    64,
+                    128,
+                ],
+                [
+                    64,
+                    0,
+                    128,
+                ],
+                [
+                    64,
+                    64,
+                    0,
+                ],
+                [
+                    0,
+                    128,
+                    192,
+                ],
+            ],
+        ),
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(
+                keep_ratio=False,
+                scale=(
+                    256,
+                    192,
+                ),
+                type='Resize',
+            ),
+            dict(type='LoadAnnotations'),
+            dict(type='PackSegInputs'),
+        ],
+        seg_map_suffix='.png',
+        type='BaseSegDataset',
+    ),
+    num_workers=0,
+    sampler=dict(shuffle=False, type='DefaultSampler'),
+)
+val_evaluator = dict(
+    ignore_index=11,
+    iou_metrics=[
+        'mIoU',
+    ],
+    type='IoUMetric',
+)
+vis_backends = [
+    dict(_scope_='mmseg', type='LocalVisBackend'),
+]
+visualizer = dict(
+    _scope_='mmseg',
+    name='visualizer',
+    type='SegLocalVisualizer',
+    vis_backends=[
+        dict(type='LocalVisBackend'),
+    ],
+)
+work_dir = '/tmp/fa/seg'
