@@ -50,7 +50,7 @@ def options(root, **more):
     values |= {f'model.{head}.channels': 8 for head in ('decode_head', 'auxiliary_head')}
     values |= {'model.decode_head.in_channels': '[16,16,16,16]', 'model.auxiliary_head.in_channels': 16}
     values |= {'train_cfg.max_iters': 12, 'train_cfg.val_interval': 6, 'default_hooks.checkpoint.interval': 6}
-    values |= {'custom_hooks.0.timesteps': '[0,600]', 'custom_hooks.0.num_images': 4, 'train_dataloader.batch_size': 2}
+    values |= {'custom_hooks.0.timesteps': '[0,100]', 'custom_hooks.0.num_images': 4, 'train_dataloader.batch_size': 2}
     values |= {'default_hooks.logger.interval': 1, **more}
     return ['--cfg-options', *(f'{key}={value}' for key, value in values.items())]
 

@@ -71,8 +71,6 @@ def score(runner, hook, args, names, backbone):
 
 
 def draw(runner, hook, args, backbone, verdicts, at, path):
-    import torch
-
     from mmaselect.diffusion.noise import policy_noise
     from mmaselect.evaluation.activations import draw_activations
     from mmaselect.hooks.images import RunnerImages
@@ -80,11 +78,8 @@ def draw(runner, hook, args, backbone, verdicts, at, path):
     images = RunnerImages(runner, runner.train_dataloader.dataset, hook.pipeline, args.images, hook.seed)
     step = max(1, len(images) // args.images)
     batch = next(images.batches(range(0, len(images), step)[: args.images]))
-    model = backbone.diffusion
-    with torch.no_grad():
-        latent = model.encode(batch.images)
-        noise = policy_noise(batch.images, tuple(latent.shape[1:]), backbone.noise, backbone.noise_seed)
-        maps = {tap: value.float().cpu() for tap, value in model(latent, noise, at).items()}
+    maps, noise = {}, policy_noise(backbone.noise, backbone.noise_seed)
+    backbone.diffusion.read_images(batch.images, [at], noise, lambda _, tap, value: maps.__setitem__(tap, value.cpu()))
     draw_activations(verdicts, batch.images, maps, path)
 
 
