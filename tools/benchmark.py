@@ -546,6 +546,7 @@ def bench_cache(args, folder):
     from mmengine.registry import LOOPS
     from mmengine.runner import EpochBasedTrainLoop
 
+    from mmaselect.cache.hook import FeatureCacheHook
     from mmaselect.hooks.images import find_backbone, unwrap
 
     class Steps(EpochBasedTrainLoop):
@@ -553,6 +554,10 @@ def bench_cache(args, folder):
 
         def run(self):
             self.runner.call_hook('before_train')
+            for hook in self.runner.hooks:
+                # The epochs are yet to come: what the cache has replaced is not put back.
+                if isinstance(hook, FeatureCacheHook):
+                    hook._replaced.pop_all()
 
     LOOPS.register_module(module=Steps, force=True)
     data = folder / 'digits'

@@ -163,7 +163,7 @@ class Strategy:
 
 
 def runner_of(model, **more):
-    return SimpleNamespace(model=model, logger=logging.getLogger('test'), **more)
+    return SimpleNamespace(model=model, cfg=Config(), logger=logging.getLogger('test'), **more)
 
 
 @pytest.mark.parametrize('wrap', (lambda owner: owner, Tta, Engine, lambda owner: Engine(Tta(owner))))
