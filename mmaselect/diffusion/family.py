@@ -303,13 +303,12 @@ class Family(nn.Module, ABC):
         Raises:
             InputError: If there is neither.
         """
-        names, network = cls.tap_names(config), cls._network(config)
+        names, modules = _taps_by_name(cls, cls._key(config))
         if name in names:
             return names[name]
-        modules = {site.module: tap for tap, site in cls.catalogue(network).items() if not site.reads_input}
         if name in modules:
             return modules[name]
-        if not isinstance(name, str) or name not in dict(network.named_modules()) or not name:
+        if not isinstance(name, str) or name not in dict(cls._network(config).named_modules()) or not name:
             raise InputError(
                 f'taps={name!r} is not known: give the path of a module of {cls.class_names[0]}, or one of '
                 f'{", ".join(names)}'
@@ -472,6 +471,14 @@ class Family(nn.Module, ABC):
 def _network(family: type[Family], config: str) -> DiffusersModule:
     with torch.device('meta'):
         return family.build(json.loads(config)).eval()
+
+
+@functools.lru_cache(maxsize=8)
+def _taps_by_name(family: type[Family], config: str) -> tuple[dict[str, Tap], dict[str, Tap]]:
+    """Taps by their short names, and by the modules whose outputs they are."""
+    catalogue = family.catalogue(_network(family, config))
+    modules = {site.module: tap for tap, site in catalogue.items() if not site.reads_input}
+    return family.tap_names(json.loads(config)), modules
 
 
 @functools.lru_cache(maxsize=64)

@@ -123,8 +123,10 @@ class Halving(Generic[Batch, Result]):
         Raises:
             InputError: If what must stay together does not fit.
         """
-        count, halves = self.size(batch), self.halve(batch)
-        if self.most is None or count <= self.most or halves is None:
+        count = self.size(batch)
+        # Halves are copies: they are made only where they are needed.
+        halves = self.halve(batch) if self.most is not None and count > self.most else None
+        if halves is None:
             try:
                 return [self.work(batch)]
             except RuntimeError as error:
@@ -133,6 +135,7 @@ class Halving(Generic[Batch, Result]):
             # Behind the handler, whose traceback keeps the tensors of the failed attempt alive.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+            halves = self.halve(batch)
             if halves is None:
                 which = 'a single image does' if count == 1 else f'{count} images, which must stay together, do'
                 raise InputError(f'{which} not fit memory: use smaller images, or a smaller dtype')

@@ -11,7 +11,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmaselect.errors import InputError, check_count, check_number
+from mmaselect.errors import check_count, check_number
+from mmaselect.heads.maps import check_channels, check_maps
 from mmaselect.tasks.correspondence import sample
 
 
@@ -46,22 +47,17 @@ class AggregationHead(BaseModule):
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        if not isinstance(in_channels, (list, tuple)) or not in_channels:
-            raise InputError(f'in_channels={in_channels!r} is not valid: give the channels of each map')
-        for count in in_channels:
-            check_count(count, 'in_channels')
+        self.in_channels = check_channels(in_channels)
         check_count(size, 'size')
         check_number(temperature, 'temperature', 0, open_low=True)
-        self.in_channels, self.size, self.temperature = tuple(in_channels), size, temperature
+        self.size, self.temperature = size, temperature
         whole = sum(in_channels)
         out = whole if out_channels is None else check_count(out_channels, 'out_channels')
         self.conv = nn.Conv2d(whole, out, 3, padding=1, bias=False)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, h, w) of any sizes become one (B, out_channels, size, size)."""
-        found = tuple(one.shape[1] for one in maps)
-        if found != self.in_channels:
-            raise InputError(f'in_channels={self.in_channels} of the head, but maps of {found} channels came in')
+        check_maps(maps, self.in_channels)
         size = (self.size, self.size)
         return self.conv(torch.cat([F.interpolate(one, size, mode='bilinear') for one in maps], 1))
 

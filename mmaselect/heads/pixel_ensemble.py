@@ -11,7 +11,8 @@ from mmengine.registry import MODELS
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmaselect.errors import InputError, check_count
+from mmaselect.errors import check_count
+from mmaselect.heads.maps import check_channels, check_maps
 from mmaselect.tasks.label_scarce import PixelEnsemble, pixels_of, vote
 
 
@@ -49,24 +50,16 @@ class PixelEnsembleHead(BaseModule):
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        if not isinstance(in_channels, (list, tuple)) or not in_channels:
-            raise InputError(f'in_channels={in_channels!r} is not valid: give the channels of each map')
-        for count in in_channels:
-            check_count(count, 'in_channels')
+        self.in_channels = check_channels(in_channels)
         check_count(pixels, 'pixels', 2)
         check_count(stride, 'stride')
         self.ensemble = PixelEnsemble(sum(in_channels), num_classes, members)
-        self.in_channels, self.num_classes, self.out_channels = tuple(in_channels), num_classes, num_classes
+        self.num_classes = self.out_channels = num_classes
         self.pixels, self.stride, self.ignore_index = pixels, stride, ignore_index
-
-    def _check(self, maps: Sequence[Tensor]) -> None:
-        found = tuple(one.shape[1] for one in maps)
-        if found != self.in_channels:
-            raise InputError(f'in_channels={self.in_channels} of the head, but maps of {found} channels came in')
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Votes for each class, (B, num_classes, h, w), at the cells of the finest map."""
-        self._check(maps)
+        check_maps(maps, self.in_channels)
         finest = max(maps, key=lambda one: one.shape[2] * one.shape[3])
         return vote(self.ensemble, maps, (finest.shape[2], finest.shape[3]))
 
@@ -78,7 +71,7 @@ class PixelEnsembleHead(BaseModule):
         Returns:
             ``loss_ce``, and ``acc_seg``, the mean accuracy of the members in percent.
         """
-        self._check(maps)
+        check_maps(maps, self.in_channels)
         labels = torch.stack([sample.gt_sem_seg.data[0] for sample in batch_data_samples]).long()
         valid = (labels != self.ignore_index).nonzero()
         if not len(valid):
@@ -97,7 +90,7 @@ class PixelEnsembleHead(BaseModule):
         self, maps: Sequence[Tensor], batch_img_metas: Sequence[dict[str, Any]], test_cfg: Any = None
     ) -> Tensor:
         """Votes for each class at the size of the input, (B, num_classes, H, W)."""
-        self._check(maps)
+        check_maps(maps, self.in_channels)
         meta = batch_img_metas[0]
         # As mmseg's heads: a window of a sliding inference says its size itself.
         window = isinstance(meta['img_shape'], torch.Size) or 'pad_shape' not in meta

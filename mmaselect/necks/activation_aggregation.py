@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmaselect.errors import InputError, check_count
+from mmaselect.heads.maps import check_maps
 
 
 class ResidualBlock(nn.Module):
@@ -102,9 +103,7 @@ class ActivationAggregation(BaseModule):
         Raises:
             InputError: If maps have other channels, or those of one level unlike sizes.
         """
-        found = tuple(one.shape[1] for one in maps)
-        if found != self.in_channels:
-            raise InputError(f'in_channels={self.in_channels} of the neck, but maps of {found} channels came in')
+        check_maps(maps, self.in_channels, 'neck')
         for level in self.levels:
             sizes = {tuple(maps[number].shape[2:]) for number in level}
             if len(sizes) > 1:
