@@ -56,7 +56,7 @@ def test_thirty_images_are_fitted_as_shown():
     labels[:, 8:] = 1
     maps = [torch.randn(2, 5, size, size) + torch.linspace(-3, 3, size)[:, None] for size in (4, 8)]
     names = run(
-        code.replace('PixelEnsemble(3520, 21)', 'PixelEnsemble(10, 2)').replace('(256, 256)', '(16, 16)'),
+        code.replace('PixelEnsemble(3520, 21)', 'PixelEnsemble(10, 2, members=1)').replace('(256, 256)', '(16, 16)'),
         maps=maps, labels=labels, test_maps=maps,
     )  # fmt: skip
     assert (names['classes'] == labels).double().mean() > 0.9
