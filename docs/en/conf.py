@@ -72,6 +72,8 @@ def _text(node: ast.expr) -> str:
 
 def fill_in(app: Sphinx, page: str, source: list[str]) -> None:
     """Writes the models and the error lines into their pages; a heading that is no line of the code is a warning."""
+    if page in ('model_zoo', 'troubleshooting'):
+        app.env.note_reread()  # what they show changes elsewhere
     if page == 'model_zoo':
         source[0] = source[0].replace('<!-- models -->', model_zoo())
     if page == 'troubleshooting':
