@@ -51,7 +51,7 @@ class Batch:
         """The batch in whole cells of so many pixels; pixels beyond the border are labelled as none."""
         images, labels = pad_to_cells(self.images, multiple), self.labels
         if labels is not None and labels.dim() == 3:
-            bottom, right = (new - old for new, old in zip(images.shape[-2:], labels.shape[-2:], strict=True))
+            bottom, right = (new - old for new, old in zip(images.shape[-2:], labels.shape[-2:]))
             labels = F.pad(labels, (0, right, 0, bottom), value=IGNORED)
         return replace(self, images=images, labels=labels)
 
@@ -152,7 +152,7 @@ class ImageSource(ABC):
 
 
 def _stack(pending: Sequence[tuple[int, int, Tensor, Tensor | None]]) -> Batch:
-    indices, groups, images, labels = zip(*pending, strict=True)
+    indices, groups, images, labels = zip(*pending)
     known = [label for label in labels if label is not None]
     return Batch(torch.stack(images), indices, torch.stack(known) if len(known) == len(labels) else None, groups)
 

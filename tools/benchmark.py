@@ -428,7 +428,7 @@ def bench_sweep(args, folder):
 
     sweep, expected = ours(), theirs()
     curve = sweep.curve('HFR (sigma 0.25)')
-    difference = max(abs(a - b) for a, b in zip(curve, expected, strict=True))
+    difference = max(abs(a - b) for a, b in zip(curve, expected))
     chosen = timesteps[expected.index(max(expected))]
     if difference > 1e-4 or sweep.choice('HFR (sigma 0.25)') != chosen:
         raise cli.InputError(f'the scores differ by {difference:.2g}: nothing was timed')
@@ -518,13 +518,10 @@ def bench_growth(args, folder):
     rows = []
     for name, sizes in decades.items():
         measured = [
-            [
-                statistics.median(values)
-                for values in zip(*(sweep(**{**base, name: size}) for _ in range(3)), strict=True)
-            ]
+            [statistics.median(values) for values in zip(*(sweep(**{**base, name: size}) for _ in range(3)))]
             for size in sizes
         ]
-        seconds, memory = zip(*measured, strict=True)
+        seconds, memory = zip(*measured)
         exponent = fit_exponent(sizes, seconds)
         rows.append(
             Row(
@@ -658,7 +655,7 @@ def bench_ranks(args, folder):
             raise cli.InputError(f'a sweep by {world_size} processes failed')
         found.append(json.loads(outputs[0].splitlines()[-1]))
     one, two = found
-    difference = max(abs(a - b) for a, b in zip(one['curve'], two['curve'], strict=True))
+    difference = max(abs(a - b) for a, b in zip(one['curve'], two['curve']))
     if difference > 1e-5 or one['choice'] != two['choice'] or one['blocks'] != two['blocks']:
         raise cli.InputError(f'two processes score {difference:.2g} apart from one')
     return [

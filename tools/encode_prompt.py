@@ -14,7 +14,7 @@ from mmaselect.errors import InputError, check_choice
 
 
 def named(embeds, pooled=None):
-    return dict(zip(KEYS, (embeds,) if pooled is None else (embeds, pooled), strict=False))
+    return dict(zip(KEYS, (embeds,) if pooled is None else (embeds, pooled)))
 
 
 def encode_stable_diffusion(pipeline, text, device):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from mmaselect.selection.search import count_passes, make_timesteps
 from mmaselect.selection.select import select_on
 from mmaselect.unreadable import SHARE
 
-Model = FrozenDiffusion | dict[str, Any] | str | Path
+Model = Union[FrozenDiffusion, dict[str, Any], str, Path]
 
 
 def load(
@@ -125,7 +125,7 @@ def extract(
     for batch in progress_bar(iterable=batches, desc='features', total=total, disable=not progress):
         with naming(source.name, batch.indices):
             parts += halving(batch.images)
-    result = dict(zip(keys, join_maps(parts), strict=True))
+    result = dict(zip(keys, join_maps(parts)))
     return next(iter(result.values())) if len(result) == 1 else result
 
 

@@ -358,7 +358,7 @@ class ASelectDiT(BaseModule):
                 has no three channels, or if features are not finite.
         """
         read = self._read(images) if isinstance(images, Tensor) else [maps.float() for maps in images]
-        return tuple(passed(one) for passed, one in zip(self.maps, self._deliver(read), strict=True))
+        return tuple(passed(one) for passed, one in zip(self.maps, self._deliver(read)))
 
     @torch.no_grad()
     def _read(self, images: Tensor) -> list[Tensor]:

@@ -184,7 +184,7 @@ class FeatureCache:
 
         found: list[bytes | None] = []
         with all_ranks(), ThreadPoolExecutor(8) as pool:
-            for index, result in zip(mine, pool.map(read, mine), strict=True):
+            for index, result in zip(mine, pool.map(read, mine)):
                 if isinstance(result, Exception):
                     self.unreadable.add(name_of(self.dataset, index), result)
                 found.append(None if isinstance(result, Exception) else result)
@@ -231,7 +231,7 @@ class FeatureCache:
         sample = data['data_samples'][0]
         form = self.form = SampleForm(sample)
         numbers = 0
-        for channels, stride in zip(self.backbone.out_channels, self.backbone.strides, strict=True):
+        for channels, stride in zip(self.backbone.out_channels, self.backbone.strides):
             rows, columns = (-(-side // stride) for side in data['inputs'].shape[-2:])
             numbers += channels * rows * columns
         labels = sum(value.nbytes for value in form.pack(sample).values())
@@ -245,7 +245,7 @@ class FeatureCache:
             for keys, batch in self._batches(work):
                 with naming(lambda key: name_of(self.dataset, places[key]), keys):
                     read = self._read(batch)
-                for key, row in zip(keys, read, strict=True):
+                for key, row in zip(keys, read):
                     rows[key] = row
                     size += sum(value.nbytes for value in row.values())
                 bar.update(len(keys))
@@ -260,7 +260,7 @@ class FeatureCache:
         source = self.loader
         views, collate = _Views(self.dataset, work), _Collate(source.collate_fn)
         loader = DataLoader(views, batch_size, num_workers=source.num_workers, collate_fn=collate)
-        for start, (batch, errors) in zip(range(0, len(work), batch_size), loader, strict=True):
+        for start, (batch, errors) in zip(range(0, len(work), batch_size), loader):
             keys = []
             for place, (key, index) in enumerate(work[start : start + batch_size]):
                 if place in errors:
@@ -291,9 +291,9 @@ class FeatureCache:
                     f"cache.dtype={self.settings.dtype!r} overflows: bfloat16 has float32's range", images=[place]
                 )
         samples = [self.form.pack(sample) for sample in data['data_samples']]
-        rows = zip(*maps, strict=True)
+        rows = zip(*maps)
         named = [{MAPS(number): one for number, one in enumerate(row)} for row in rows]
-        return [{**row, **sample} for row, sample in zip(named, samples, strict=True)]
+        return [{**row, **sample} for row, sample in zip(named, samples)]
 
 
 class _Views(Dataset):

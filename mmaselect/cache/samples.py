@@ -63,11 +63,11 @@ class SampleForm:
         count = len(next(iter(tensors.values())))
         samples = [self.type() for _ in range(count)]
         for key, pixels in self.fields.items():
-            for sample, value in zip(samples, tensors[key].unbind(), strict=True):
+            for sample, value in zip(samples, tensors[key].unbind()):
                 sample.set_field(value if pixels is None else pixels(data=_widen(value)), key)
         for key in META:
             if f'meta.{key}' in tensors:
-                for sample, size in zip(samples, tensors[f'meta.{key}'].tolist(), strict=True):
+                for sample, size in zip(samples, tensors[f'meta.{key}'].tolist()):
                     # Not set_metainfo, which makes a deep copy: of 64 samples that took longer than the head.
                     sample.set_field(tuple(size), key, field_type='metainfo')
         return samples

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import takewhile
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ from mmaselect.diffusion.taps import AUTO_COMPONENTS, Tap
 from mmaselect.errors import InputError
 
 #: A model of diffusers: torch's annotations take each of its attributes for a tensor or a module.
-DiffusersModule: TypeAlias = Any
+DiffusersModule = Any
 
 
 def block_sites(attention: str, item: int = 0) -> tuple[dict[str, Site], dict[str, Site]]:
@@ -315,7 +315,7 @@ class Family(nn.Module, ABC):
             )
 
         def shared(module: str) -> int:
-            pairs = zip(name.split('.'), module.split('.'), strict=False)
+            pairs = zip(name.split('.'), module.split('.'))
             return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
         return Tap(modules[max(modules, key=shared)].block, name)

@@ -413,7 +413,7 @@ def standardise(encoder: Autoencoder, statistics: tuple[list, list] | None, iden
     """Gives an encoder its statistics, and its identity too; without any, both stay what they were."""
     if statistics is not None:
         encoder.standardise(*statistics)
-        for name, values in zip(('latents_mean', 'latents_std'), statistics, strict=True):
+        for name, values in zip(('latents_mean', 'latents_std'), statistics):
             identity.add(f'vae.{name}', torch.tensor(values, dtype=torch.float64))
 
 

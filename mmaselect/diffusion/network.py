@@ -67,7 +67,7 @@ def attention_map(query: Tensor, key: Tensor, heads: int) -> Tensor:
         (B, N, M): a channel for each key; channels sum to 1.
     """
     mean = query.new_zeros(())
-    for one, other in zip(query.chunk(heads, -1), key.chunk(heads, -1), strict=True):
+    for one, other in zip(query.chunk(heads, -1), key.chunk(heads, -1)):
         scores = one @ other.transpose(1, 2) / one.shape[-1] ** 0.5
         mean = mean + scores.softmax(-1, dtype=torch.float32) / heads
     return mean.to(query.dtype)

@@ -218,7 +218,7 @@ def align(maps: Tensor, size: tuple[int, int], stride: int) -> Tensor:
         padded.
     """
     cells = maps.shape[-2:]
-    used = [length / (number * stride) for length, number in zip(size, cells, strict=True)]
+    used = [length / (number * stride) for length, number in zip(size, cells)]
     if used == [1, 1]:
         return maps
     # In grid_sample's coordinates the map spans [-1, 1]; the image is the part of it that begins at -1.

@@ -70,8 +70,8 @@ def _row(
     tap: Tap, timestep: float, whole: float, shared: float, image: float, high: float, high_shared: float,
     high_image: float,
 ) -> dict[str, Any]:  # fmt: skip
-    energies = dict(zip(PARTS, (whole - shared, shared - image, image), strict=True))
-    highs = dict(zip(PARTS, (high - high_shared, high_shared - high_image, high_image), strict=True))
+    energies = dict(zip(PARTS, (whole - shared, shared - image, image)))
+    highs = dict(zip(PARTS, (high - high_shared, high_shared - high_image, high_image)))
     row: dict[str, Any] = {'block': tap.block, 'component': tap.component, 'timestep': timestep, 'HFR': high / whole}
     for part in PARTS:
         row[f'share of {part}'] = energies[part] / whole
@@ -107,7 +107,7 @@ def draw_energy(rows: Sequence[dict[str, Any]], path: str | Path, accuracy: dict
         top.stackplot(steps, shares, labels=PARTS, colors=COLOURS[1:4], alpha=0.7)
         top.set(title=f'block {tap.block}, {tap.component}', ylim=(0, 1))
         bottom.plot(steps, [row['HFR'] for row in mine], color='black', marker='o', ms=3, label='HFR')
-        for colour, part in zip(COLOURS[1:], PARTS, strict=False):
+        for colour, part in zip(COLOURS[1:], PARTS):
             values = [row[f'HFR of {part}'] for row in mine]
             bottom.plot(steps, values, color=colour, ls='--', label=f'HFR of {part}')
         right = bottom.twinx()

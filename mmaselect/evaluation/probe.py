@@ -48,7 +48,7 @@ class ProbeResult:
 
     def mean(self, taps: Sequence[Tap]) -> list[float]:
         """Accuracy over timesteps, averaged over taps: where several feed one head, it stands for that head."""
-        return [sum(values) / len(taps) for values in zip(*(self.accuracy[tap] for tap in taps), strict=True)]
+        return [sum(values) / len(taps) for values in zip(*(self.accuracy[tap] for tap in taps))]
 
 
 @torch.no_grad()

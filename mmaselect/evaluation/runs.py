@@ -296,7 +296,7 @@ def _literal(node: ast.expr | None) -> Any:
         out.update({keyword.arg: _literal(keyword.value) for keyword in node.keywords})
         return out
     if isinstance(node, ast.Dict):
-        return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values, strict=True)}
+        return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values)}
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_literal(item) for item in node.elts]
     if node is None:

@@ -326,8 +326,7 @@ def check_channel_order(cfg: Any, preprocessor: torch.nn.Module) -> None:
                 continue
             # mmcv's Normalize swaps unless it is told not to.
             own = [
-                step.get('to_rgb', name == 'Normalize') or step.get('to_bgr', False)
-                for name, step in zip(names, steps, strict=True)
+                step.get('to_rgb', name == 'Normalize') or step.get('to_bgr', False) for name, step in zip(names, steps)
             ]
             if (sum(map(bool, own)) + bool(swaps)) % 2 == 0:
                 fault = 'turned twice' if swaps else 'never turned'

@@ -299,7 +299,7 @@ class TimestepSelectionHook(Hook):
         # mmengine's own file is the log of the training: whoever plots it takes a step for an iteration.
         boards = [board for board in runner.visualizer._vis_backends.values() if not isinstance(board, LocalVisBackend)]
         for label in selection.sweep.scores:
-            for timestep, score in zip(selection.sweep.timesteps, selection.curve(label), strict=True):
+            for timestep, score in zip(selection.sweep.timesteps, selection.curve(label)):
                 for backend in boards:
                     backend.add_scalar(f'selection/{identifier(label)}', score, step=round(timestep))
         # Not by OpenCV, which does not know every name that a folder may have.

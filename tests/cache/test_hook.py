@@ -222,10 +222,10 @@ def test_epochs_take_turns_with_the_views(train, computed):
     for epoch in range(4):
         features.epoch = epoch
         seen.append([features.key(index) for index in range(150)])
-    assert all(len(set(views)) == 3 for views in zip(*seen[:3], strict=True))
+    assert all(len(set(views)) == 3 for views in zip(*seen[:3]))
     assert seen[3] == seen[0]
     # In one epoch some images show their first view, others their second.
-    assert {views.index(key) for views, key in zip(features.keys, seen[0], strict=True)} == {0, 1, 2}
+    assert {views.index(key) for views, key in zip(features.keys, seen[0])} == {0, 1, 2}
     maps = features.store.read(features.keys[0])['maps.0']
     assert not torch.equal(maps[0], maps[1])
     assert features.epoch == 3

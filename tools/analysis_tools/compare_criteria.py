@@ -64,7 +64,7 @@ def main():
     cfg = cli.finish_config(cli.load_config(args), args)
     pairs = [(block, one) for one in args.components or () for block in args.blocks or ()]
     if pairs:
-        cfg.model.backbone.block, cfg.model.backbone.component = map(list, zip(*pairs, strict=True))
+        cfg.model.backbone.block, cfg.model.backbone.component = map(list, zip(*pairs))
     elif args.blocks:
         cfg.model.backbone.block = args.blocks
     from mmaselect.evaluation.figures import write_csv
