@@ -1,5 +1,6 @@
 # make demo   sets up and runs the demo          make test   sets up and passes the tests
 # make soak   runs the harnesses in full          make lint   ruff
+# make docs   builds docs/_build/html      make docs-links checks its links to other sites, too
 # make lowest runs the tests with the lowest versions that setup.py admits
 # make newest installs README's pip line as a user would and tries what README shows; FULL=1 runs all tests, too
 # make clean  removes what the others made
@@ -17,7 +18,7 @@ PYTEST := -m pytest $(PARALLEL)
 
 NOT_PINNED := --deselect tests/test_packaging.py::test_the_installed_versions_are_those_of_the_constraints
 
-.PHONY: demo test soak lowest newest lint clean
+.PHONY: demo test docs docs-links soak lowest newest lint clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py
@@ -27,10 +28,20 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python $(PYTEST) --cov
+	$(MAKE) docs
 ifdef CI
 	$(MAKE) lowest
 	$(MAKE) newest
 endif
+
+# Warnings are errors: a link that leads nowhere, a page that no table of contents has, a docstring that is no text.
+SPHINX := -m sphinx -q -W --keep-going -d docs/_build/doctrees
+docs: $(STAMP)
+	$(BIN)/python $(SPHINX) -b html docs/en docs/_build/html
+	@echo docs/_build/html/index.html
+
+docs-links: $(STAMP)
+	$(BIN)/python $(SPHINX) -b linkcheck docs/en docs/_build/linkcheck
 
 # The harnesses in full: every tool killed twenty times, four ranks, long runs.
 soak: $(STAMP)
@@ -71,6 +82,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format .
 
 $(STAMP): CONSTRAINTS := requirements/constraints.txt
+$(STAMP): EXTRAS := $(EXTRAS),docs
 $(LOWEST)/.installed: CONSTRAINTS := requirements/lowest.txt
 # The stamp is touched last, so that an interrupted installation is taken up again.
 # torch first and alone: with it installed, what depends on it does not pull another build.
@@ -82,4 +94,4 @@ $(LOWEST)/.installed: CONSTRAINTS := requirements/lowest.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(NEWEST) .coverage build dist *.egg-info mmaselect/.mim work_dirs/demo
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) .coverage build dist docs/_build *.egg-info mmaselect/.mim work_dirs/demo

@@ -62,5 +62,6 @@ if __name__ == '__main__':
             'demo': read_requirements('demo'),
             'prompt': read_requirements('prompt'),
             'tests': read_requirements('tests'),
+            'docs': read_requirements('docs'),
         },
     )

@@ -12,7 +12,7 @@ import mmaselect
 from mmaselect.selection.criteria import HighFrequencyRatio, InstanceInformation, NoiseConsistentHFR
 
 MODEL = dict(type='SiT', pretrained='mmaselect://dit-nano_digits', latent='pixels')
-#: Relative error of a score that docs/selection.md states.
+#: Relative error of a score that docs/en/evidence.md states.
 ALLOWED = {'bfloat16': 2e-2, 'float16': 2e-3}
 
 

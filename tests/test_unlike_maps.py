@@ -1,4 +1,4 @@
-"""Maps of unlike sizes, of the family of docs/add_a_network.md: backbone, cache, selection, probes and UPerNet."""
+"""Maps of unlike sizes, of the family of docs/en/add_a_network.md: backbone, cache, selection, probes and UPerNet."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHANNELS, STRIDES = (32, 16, 8), (4, 2, 1)
 
 def read_example(page):
     """Runs the first block of Python of a page of the docs, and gives its names."""
-    text = (ROOT / 'docs' / page).read_text(encoding='utf-8')
+    text = (ROOT / 'docs' / 'en' / page).read_text(encoding='utf-8')
     names = {}
     exec(compile(text.split('```python\n')[1].split('```')[0], page, 'exec'), names)
     return names

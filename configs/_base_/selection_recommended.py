@@ -1,4 +1,4 @@
-# What docs/selection.md recommends. Crops and mirror images are views of a photograph; give what suits your images.
+# What docs/en/evidence.md recommends. Crops and mirror images are views of a photograph; give what suits your images.
 custom_hooks = [
     dict(
         type='TimestepSelectionHook',

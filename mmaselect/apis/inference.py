@@ -158,7 +158,7 @@ def select(
         block: Block to read, or several that feed one head; ``'auto'`` selects one; None for the middle one.
         component: Likewise.
         timesteps: ``dict(start, stop, num)``, both ends included, or a list; None for 0, 50, ..., 1000.
-        criterion: What decides; None for instance information, which docs/selection.md recommends.
+        criterion: What decides; None for instance information, which docs/en/evidence.md recommends.
         compare: Computed beside it; None for the paper's HFR.
         num_images: How many to draw, None for all, ``'auto'`` for as many as ``stability`` needs.
         num_timesteps: How many timesteps to choose.

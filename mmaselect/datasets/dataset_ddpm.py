@@ -70,7 +70,7 @@ class DatasetDDPM(BaseSegDataset):
             if not files[split]:
                 raise InputError(
                     f'DatasetDDPM: {str(folder)!r} has no *.png; expected: real/train/*.png, *.npy, and real/test (see '
-                    'docs/datasets.md)'
+                    'docs/en/datasets.md)'
                 )
         if self.shuffle is not None:
             every = [*files['train'], *files['test']]

@@ -11,7 +11,7 @@ from mmengine.fileio import LocalBackend, get_file_backend
 
 from mmaselect.errors import InputError
 
-GUIDE = 'docs/datasets.md'
+GUIDE = 'docs/en/datasets.md'
 
 
 @dataclass(frozen=True)

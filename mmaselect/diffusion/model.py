@@ -95,7 +95,7 @@ class DiffusionSpec:
         token: For the hub.
         cache_dir: Of the hub's files.
         local_files_only: Never ask the hub, read what its cache has.
-        timestep_freq_shift: Of DiT and SiT, see :meth:`~mmaselect.diffusion.families.DiT.build`; None for what
+        timestep_freq_shift: Of DiT and SiT, 0 or 1: of the embedding of the timestep; None for what
             ``config.json`` says.
         seed: Seed of random weights.
 

@@ -47,7 +47,7 @@ class TimestepSelectionHook(Hook):
     is loaded, or ``--resume`` finds the ``selection.json`` of the same selection, nothing is searched again.
 
     Args:
-        criterion: What decides; None for ``dict(type='InstanceInformation')``, which docs/selection.md recommends.
+        criterion: What decides; None for ``dict(type='InstanceInformation')``, which docs/en/evidence.md recommends.
             ``dict(type='HighFrequencyRatio', sigma=0.25)`` is the paper's, ``dict(type='FisherScore')`` uses labels.
         timesteps: ``dict(start, stop, num)``, both ends included, or a list; each in [0, 1000].
         num_images: Training images to select on, drawn without replacement; None for all. ``'auto'`` begins with 64

@@ -1,7 +1,7 @@
 """What a timestep is scored by: the spectral criteria, the Fisher Score, and the list of all criteria.
 
 A new criterion is a new class and one more name in ``CRITERIA``; one of one's own is added by
-``CRITERIA['Mine'] = Mine``, see docs/add_a_criterion.md.
+``CRITERIA['Mine'] = Mine``, see docs/en/add_a_criterion.md.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ CRITERIA: dict[str, type[Criterion]] = {
     )
 }  # fmt: skip
 
-#: What decides where the user does not say; see docs/selection.md.
+#: What decides where the user does not say; see docs/en/evidence.md.
 RECOMMENDED = dict(type='InstanceInformation')
 #: The criterion of arXiv 2603.25758. Its sigma is ours, the paper's is not public.
 PAPER = dict(type='HighFrequencyRatio', sigma=0.25)

@@ -152,7 +152,7 @@ class InstanceInformation(ViewCriterion):
     Channels are standardised first, as linear heads do, so that a few massive ones do not outweigh all others. Then
     ``S_w`` is shrunk to the mean of its diagonal: directions in which next to nothing happens count for little. The
     score is invariant under scales and shifts of single channels; only without shrinkage it is so under every
-    invertible linear map, but then it loses 2 to 4 points on the data of docs/selection.md.
+    invertible linear map, but then it loses 2 to 4 points on the data of docs/en/evidence.md.
 
     Args:
         num_views: See :class:`ViewCriterion`.

@@ -20,7 +20,7 @@ from mmaselect.selection.search import Choice, SearchResult
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 
-#: Beginnings of labels, the most trustworthy first, with the reason (docs/selection.md, "The verdict").
+#: Beginnings of labels, the most trustworthy first, with the reason (docs/en/evidence.md, "The verdict").
 TRUST = (
     ('Fisher Score', 'The Fisher Score reads labels.'),
     ('instance information', 'Instance information asks what tells images apart under the noise that the head sees.'),

@@ -108,7 +108,7 @@ def test_a_wrong_folder_and_a_missing_list(name, tmp_path):
         line = str(caught.value)
         assert line.startswith(f'{name}: data_root={str(spoilt)!r} lacks {part}; expected: ')
         assert all(other in line for other in parts)
-        assert 'docs/datasets.md' in line
+        assert 'docs/en/datasets.md' in line
         assert '\n' not in line
 
 
@@ -185,7 +185,7 @@ def test_the_tools_say_what_is_missing_in_one_line(dataset, call_tool, tmp_path)
 
 @pytest.mark.parametrize('name', sorted(LAYOUTS))
 def test_the_guide_shows_every_tree_and_number(name):
-    guide = (ROOT / 'docs/datasets.md').read_text()
+    guide = (ROOT / 'docs/en/datasets.md').read_text()
     layout = LAYOUTS[name]
     row = next(line for line in guide.splitlines() if line.startswith(f'| {layout.title} |'))
     assert f'`{name}`' in row

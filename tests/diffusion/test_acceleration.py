@@ -74,7 +74,7 @@ def test_compiled_blocks_agree(eager):
 @pytest.mark.parametrize('variant', ['SD3.5-medium', 'DiT'])
 @pytest.mark.parametrize('dtype,allowed', [('bfloat16', 2e-2), ('float16', 2.5e-3)])
 def test_half_precision_is_near(eager, variant, dtype, allowed):
-    """The relative errors that docs/speed.md states; bfloat16 has 8 bits, float16 11."""
+    """The relative errors that docs/en/speed.md states; bfloat16 has 8 bits, float16 11."""
     model = load(variant, dtype=dtype)
     found = error(model(noisy(variant).to(getattr(torch, dtype)), 300.0), eager[variant])
     assert allowed / 20 < found < allowed

@@ -89,7 +89,7 @@ def test_curves_of_pure_noise_are_swept(size):
     assert sum(search(curve)[2].startswith('sweep: ') for curve in curves) >= (170 if size == 41 else 190)
 
 
-#: Measured at 21 timesteps on the 32-pixel DiT of docs/runs.md, 256 birds: centred noise-consistent HFR, plain HFR,
+#: Measured at 21 timesteps on the 32-pixel DiT of docs/en/runs.md, 256 birds: centred noise-consistent HFR, plain HFR,
 #: noise-consistent HFR.
 MEASURED = (
     '.2786 .2752 .2711 .2660 .2600 .2532 .2455 .2370 .2279 .2182 .2081 .1978 .1875 .1776 .1684 .1607 .1555 .1563 '

@@ -191,7 +191,7 @@ def test_the_example_of_the_docs(monkeypatch):
     from conftest import ROOT
 
     monkeypatch.setattr('mmaselect.selection.criteria.CRITERIA', dict(CRITERIA))
-    text = (ROOT / 'docs' / 'add_a_criterion.md').read_text(encoding='utf-8')
+    text = (ROOT / 'docs' / 'en' / 'add_a_criterion.md').read_text(encoding='utf-8')
     exec(compile(text.split('```python\n')[1].split('```')[0], 'add_a_criterion.md', 'exec'), {})
     criterion = build_criterion(dict(type='Energy', power=0.5))
     assert criterion.parameters == {'type': 'Energy', 'power': 0.5}

@@ -4,7 +4,7 @@ figures.py timesteps      scores and probe accuracy over timesteps (Fig. 1)
 figures.py decomposition  low and high frequencies of features beside the image (Fig. 3)
 figures.py fisher         scores against the Fisher Score (Fig. 4)
 figures.py blocks         component and block heat map (Fig. 5)
-figures.py energy         how much of the features is noise, and what HFR is made of (docs/hfr.md)
+figures.py energy         how much of the features is noise, and what HFR is made of (docs/en/hfr.md)
 figures.py matches        pairs of test images, and where points of the one are found in the other
 """
 

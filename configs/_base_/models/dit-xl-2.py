@@ -1,6 +1,6 @@
 # DiT-XL/2 at 256x256: 28 blocks, 1152 wide, under the null class. Block 14 is its middle one.
 # diffusers' format spaces the timestep's frequencies otherwise than the training did: timestep_freq_shift=0 in
-# diffusion gives the features of the original checkpoint (docs/loading.md).
+# diffusion gives the features of the original checkpoint (docs/en/loading.md).
 _base_ = ['linear.py']
 
 model = dict(

@@ -1,6 +1,6 @@
 """One file per architecture. A new family is a new file here and one more name in ``FAMILIES``.
 
-A family of one's own needs neither: ``FAMILIES['Mine'] = Mine``, see docs/add_a_network.md.
+A family of one's own needs neither: ``FAMILIES['Mine'] = Mine``, see docs/en/add_a_network.md.
 """
 
 from mmaselect.diffusion.families.adm import ADM
