@@ -32,22 +32,25 @@ nitpicky = True
 nitpick_ignore_regex = [('py:.*', r'(?!mmaselect\.).*')]
 
 html_theme = 'furo'
+html_static_path = ['_static']
+html_css_files = ['site.css']
 html_title = f'mmaselect {release}'
-html_show_sphinx = False
+html_show_sphinx = html_show_sourcelink = False
 
 
 def model_zoo() -> str:
-    """The configs of ``model-index.yml``, a table for each task, as their metafiles describe them."""
-    tables: dict[str, list[str]] = {}
+    """The configs of ``model-index.yml``, a table for each folder, as their metafiles describe them."""
+    text = ''
     for file in yaml.safe_load((ROOT / 'model-index.yml').read_text(encoding='utf-8'))['Import']:
+        folder = Path(file).parent
+        text += f'## {folder.name.replace("_", " ").capitalize()}\n\nIn `{folder}/`:\n\n'
+        text += '| config | data | result | status |\n|---|---|---|---|\n'
         for model in yaml.safe_load((ROOT / file).read_text(encoding='utf-8'))['Models']:
-            for result in model.get('Results') or [{'Task': 'Pretraining', 'Dataset': '', 'Metrics': {}}]:
-                about = model['Metadata']
-                numbers = ', '.join(f'{name} {value}' for name, value in result['Metrics'].items())
-                row = [f'`{model["Config"]}`', result['Dataset'], numbers, about['Status']]
-                tables.setdefault(result['Task'], []).append(f'| {" | ".join(row)} |')
-    head = '| config | data | result | status |\n|---|---|---|---|\n'
-    return '\n'.join(f'## {task}\n\n{head}{chr(10).join(rows)}\n' for task, rows in tables.items())
+            result = (model.get('Results') or [{'Dataset': model['Metadata']['Training Data'], 'Metrics': {}}])[0]
+            numbers = ', '.join(f'{name} {value}' for name, value in result['Metrics'].items())
+            text += f'| `{model["Name"]}` | {result["Dataset"]} | {numbers} | {model["Metadata"]["Status"]} |\n'
+        text += '\n'
+    return text
 
 
 def error_lines() -> list[str]:
