@@ -1,4 +1,4 @@
-"""Three images of a selection, and the low and high frequencies of their features, as small PNGs for ``report.html``."""
+"""Three images of a selection, and low and high frequencies of their features, as small PNGs for ``report.html``."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def write_pictures(
     maps: dict[Tap, Tensor] = {}
     noise = policy_noise(content['config']['noise'], content['config']['noise_seed'])
     model.read_images(batch.images, [timestep], noise, lambda _, found, value: maps.__setitem__(found, value))
-    names = [source.name(index) for index in batch.indices[:IMAGES]]
+    # The folder of an image often names its class.
+    names = ['/'.join(Path(source.name(index)).parts[-2:]) for index in batch.indices[:IMAGES]]
     images = decompose_images(batch.images[:IMAGES], maps[tap][:IMAGES], names, sigma)
     found = {'selection': _digest(content), 'timestep': timestep, 'tap': name_taps([tap]), 'sigma': sigma}
     write_json(Path(folder) / FILE, {**found, 'images': images})

@@ -129,8 +129,11 @@ def _chart(selection: Selection, label: str, colour: str, places: Sequence[float
     ticks = _ticks(values, 3, whole=True)
     low, high = ticks[0][0], ticks[-1][0]
 
-    def points(heights: Sequence[float]) -> list[str]:
-        return [f'{places[at]:.2f},{100 - height:.2f}' for at, height in enumerate(_scale(heights, low, high))]
+    def tops(values: Sequence[float]) -> list[str]:
+        return [f'{100 - height:.2f}' for height in _scale(values, low, high)]
+
+    def points(values: Sequence[float]) -> list[str]:
+        return [f'{places[at]:.2f},{top}' for at, top in enumerate(tops(values))]
 
     band = points([pair[0] for pair in bounds]) + points([pair[1] for pair in bounds])[::-1]
     choice = selection.sweep.choices[label]
@@ -139,6 +142,7 @@ def _chart(selection: Selection, label: str, colour: str, places: Sequence[float
         'label': label,
         'decides': label == selection.criterion,
         'colour': colour,
+        'tops': tops(curve),
         'points': points(curve),
         'band': band,
         # What a criterion chooses at other taps is no point of this curve.
@@ -158,7 +162,7 @@ def _ticks(values: Sequence[float], number: int, whole: bool = False) -> list[tu
     from matplotlib.ticker import MaxNLocator
 
     low, high = min(values), max(values)
-    ticks = MaxNLocator(number).tick_values(low, high).round(12).tolist()
+    ticks = [round(float(tick), 12) for tick in MaxNLocator(number).tick_values(low, high)]
     if whole:
         low, high = ticks[0], ticks[-1]
     return [(tick, _scale([tick], low, high)[0]) for tick in ticks if low <= tick <= high]
@@ -206,5 +210,13 @@ def _flatten(value: dict[str, Any], name: str = '') -> list[tuple[str, str]]:
         if isinstance(item, dict) and item:
             lines += _flatten(item, f'{name}{key}.')
         else:
-            lines.append((f'{name}{key}', item if isinstance(item, str) else json.dumps(item)))
+            lines.append((f'{name}{key}', _text(item)))
     return lines
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f'{value:.6g}'
+    if isinstance(value, list):
+        return ', '.join(map(_text, value))
+    return value if isinstance(value, str) else json.dumps(value)

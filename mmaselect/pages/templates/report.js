@@ -2,40 +2,33 @@
 // The table of scores is what is shown: this script holds no numbers.
 const charts = document.querySelector('.charts');
 const slider = charts.querySelector('input');
-const tip = charts.querySelector('.tip');
 const plots = [...charts.querySelectorAll('.plot')];
-const cursors = [...charts.querySelectorAll('.cursor')];
+const marks = [...charts.querySelectorAll('.cursor, .tip')];
 const rows = [...document.querySelectorAll('#scores tbody tr')];
 const names = [...document.querySelectorAll('#scores thead th')].map(cell => cell.textContent);
 for (const element of document.querySelectorAll('.scripted')) element.hidden = false;
 
-function line(kind, text) {
-  const element = document.createElement(kind);
-  element.textContent = text;
-  return element;
-}
-
 function show(index) {
   const place = Number(rows[index].dataset.place);
-  const texts = [...rows[index].cells].map((cell, column) => `${names[column]}${column ? ': ' : ' '}${cell.textContent}`);
-  tip.replaceChildren(...texts.map((text, column) => line(column ? 'span' : 'b', text)));
+  const texts = [...rows[index].cells].map(cell => cell.textContent);
+  for (const mark of marks) mark.hidden = false;
+  plots.forEach((plot, number) => {
+    const tip = plot.querySelector('.tip');
+    tip.textContent = `${texts[0]}: ${texts[number + 1]}`;
+    plot.querySelector('.cursor').style.left = `${place}%`;
+    // On the side that has more room, and off the curve.
+    tip.style.left = place < 50 ? `calc(${place}% + 12px)` : 'auto';
+    tip.style.right = place < 50 ? 'auto' : `calc(${100 - place}% + 12px)`;
+    const above = Number(rows[index].cells[number + 1].dataset.top) > 50;
+    tip.style.top = above ? '4px' : 'auto';
+    tip.style.bottom = above ? 'auto' : '4px';
+  });
   slider.value = index;
-  slider.setAttribute('aria-valuetext', texts.join('; '));
-  for (const cursor of cursors) {
-    cursor.style.left = `${place}%`;
-    cursor.hidden = false;
-  }
-  // On the side of the cursor that has more room.
-  const x = plots[0].offsetLeft + place / 100 * plots[0].offsetWidth;
-  tip.style.left = place < 50 ? `${x + 12}px` : 'auto';
-  tip.style.right = place < 50 ? 'auto' : `${charts.offsetWidth - x + 12}px`;
-  tip.style.top = `${plots[0].offsetTop}px`;
-  tip.hidden = false;
+  slider.setAttribute('aria-valuetext', texts.map((text, column) => `${names[column]} ${text}`).join('; '));
 }
 
 function hide() {
-  tip.hidden = true;
-  for (const cursor of cursors) cursor.hidden = true;
+  for (const mark of marks) mark.hidden = true;
 }
 
 function point(event) {
