@@ -318,16 +318,17 @@ class TimestepSelectionHook(Hook):
 
     def _write_page(self, runner: Runner, selection: Selection, images: RunnerImages, content: dict[str, Any]) -> None:
         """Writes ``report.html``. Whatever goes wrong here costs no selection: it is chosen and written."""
-        from mmaselect.pages.pictures import write_pictures
-        from mmaselect.pages.report import write_report
-
         folder, model, sigma = Path(runner.work_dir), images.backbone.diffusion, getattr(self.criterion, 'sigma', 0.25)
         (drawn,) = draw_portions(len(images), images.group, self.seed)
         try:
+            from mmaselect.pages.pictures import write_pictures
+
             write_pictures(folder, content, model, images, drawn, selection.taps[0], sigma)
         except Exception as error:
             runner.logger.warning(f'report.html has no pictures: {error!r}')
         try:
+            from mmaselect.pages import write_report
+
             write_report(folder)
         except Exception as error:
             runner.logger.warning(f'report.html was not written: {error!r}')
