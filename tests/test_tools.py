@@ -114,7 +114,7 @@ def test_a_checkpoint_over_other_frozen_weights(trained, digits, tmp_path):
     diffusion = dict(_delete_=True, type='SiT', arch=arch, latent='pixels')
     other.write_text(f'_base_ = {str(CONFIG)!r}\nmodel = dict(backbone=dict(diffusion={diffusion!r}))\n')
     done = run_tool('test.py', other, folder / 'epoch_3.pth', '--work-dir', tmp_path, *options(digits))
-    assert re.search(r'trained on other features: .* in the config, .* then', error_line(done))
+    assert re.search(r'trained on other features: .* in the config, .* in training', error_line(done))
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,17 @@ class ASelectDiT(BaseModule):
             raise InputError('ASelectDiT was built on the meta device and has no weights')
         return self._frozen.model
 
+    def load_taps(self, taps: Sequence[Tap]) -> None:
+        """Loads the frozen model anew, for other taps: for tools that compare what the backbone itself does not read.
+
+        Args:
+            taps: Of the same network.
+        """
+        device = self.diffusion.device
+        # The old one goes before the new one comes.
+        self._frozen.model = None
+        self._frozen.model = self.spec.load(taps).to(device)
+
     @property
     def timesteps(self) -> tuple[float, ...] | None:
         """The timesteps in use, each in [0, 1000]; None while ``'auto'`` has not been decided."""
@@ -387,19 +398,12 @@ class ASelectDiT(BaseModule):
 
     @torch.no_grad()
     def _read_at(self, images: Tensor, timesteps: Sequence[float]) -> dict[tuple[float, Tap], Tensor]:
-        maps: dict[tuple[float, Tap], Tensor] = {}
         # In its own half precision the model is told what to compute in; only in float32 does --amp decide.
         with (
             naming(lambda place: _name_of(place, len(images)), range(len(images))),
             torch.autocast(images.device.type, enabled=self._amp_applies(images)),
         ):
-            self.diffusion.read_images(
-                self.to_unit_range(images.float()),
-                timesteps,
-                self._make_noise,
-                lambda timestep, tap, value: maps.__setitem__((timestep, tap), value),
-            )
-        return maps
+            return self.diffusion.maps_of(self.to_unit_range(images.float()), timesteps, self._make_noise)
 
     def _choice(self) -> tuple[tuple[float, ...], tuple[Tap, ...]]:
         """What is to be read.

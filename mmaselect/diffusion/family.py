@@ -61,6 +61,13 @@ def block_sites(attention: str, item: int = 0) -> tuple[dict[str, Site], dict[st
     return sites, {name: Site(f'{attention}.norm_{name[0]}', merge=(1, 3)) for name in ('query', 'key')}
 
 
+def all_maps(read: Callable[..., object], *arguments: Any) -> dict[Tap, Tensor]:
+    """What ``read(*arguments, visit)`` hands over tap by tap, at once."""
+    maps: dict[Tap, Tensor] = {}
+    read(*arguments, maps.__setitem__)
+    return maps
+
+
 class Family(nn.Module, ABC):
     """A frozen diffusion model that stops at the last tap.
 
@@ -440,9 +447,7 @@ class Family(nn.Module, ABC):
 
     def forward(self, latent: Tensor, timestep: float) -> dict[Tap, Tensor]:
         """All taps of :meth:`read` at once."""
-        maps: dict[Tap, Tensor] = {}
-        self.read(latent, timestep, maps.__setitem__)
-        return maps
+        return all_maps(self.read, latent, timestep)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Family:
         # On another device, or in another dtype, constants are others.

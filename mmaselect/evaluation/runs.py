@@ -45,6 +45,7 @@ IRRELEVANT = (
     'log_processor', 'visualizer', 'vis_backends', 'default_hooks', 'custom_imports', 'auto_scale_lr',
     'test_dataloader', 'test_evaluator', 'test_cfg', 'test_pipeline', 'train_pipeline', 'tta_model', 'tta_pipeline',
     'dataset', 'dataset_type', 'data_root', 'classes', 'palette', 'metainfo', 'norm_cfg', 'crop_size',
+    'model_wrapper_cfg',
 )  # fmt: skip
 #: Fields that change speed alone, or name places: what is there is known by the recipe, and the task.
 IRRELEVANT_IN = {

@@ -219,7 +219,7 @@ def test_an_image_that_is_not_finite_is_named_by_extract_and_select(monkeypatch)
         return read_images(self, images, *rest)
 
     monkeypatch.setattr(FrozenDiffusion, 'encode', broken)
-    said = 'number 7: features are not finite at timestep 200, block 1, query: nor is the latent'
+    said = 'number 7: features are not finite at timestep 200, block 1, query: the latent is not finite either'
     with pytest.raises(InputError, match=said):
         mmaselect.extract(model, PIXELS, [200, 400], batch_size=10)
     read_images = FrozenDiffusion.read_images

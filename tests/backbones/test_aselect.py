@@ -128,7 +128,7 @@ def test_a_checkpoint_brings_its_timestep():
 def test_a_checkpoint_of_other_frozen_weights_is_refused():
     other = build(diffusion=dict(PIXELS, seed=1))
     short = r'[0-9a-f]{12}\.\.\.'
-    with pytest.raises(InputError, match=rf'trained on other features: weights={short} in the config, {short} then'):
+    with pytest.raises(InputError, match=rf'on other features: weights={short} in the config, {short} in training'):
         build().load_state_dict(other.state_dict())
     with pytest.raises(InputError, match="trained on block 2 query, but the config says block=1, component='query'"):
         load_state_dict(build(), build(block=2).state_dict())
@@ -444,7 +444,7 @@ def test_an_image_that_is_not_finite_is_named(training):
     batch, samples = images(3), [SimpleNamespace(img_path=f'{number}.png') for number in range(3)]
     backbone(batch)
     batch[1, 0, 2, 2] = math.nan
-    said = 'features are not finite at timestep 100, block 1, output: nor is the latent: the images hold NaN'
+    said = 'features are not finite at timestep 100, block 1, output: the latent is not finite either: the images'
     with pytest.raises(InputError, match=f'^1.png: {said}'):
         Head()(backbone, batch, samples)
     with pytest.raises(InputError, match=f'^image 1 of the batch: {said}'):
