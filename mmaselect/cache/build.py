@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from mmengine import dist
 from mmengine.logging import MMLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import mmaselect.diffusion
@@ -21,6 +21,7 @@ from mmaselect.backbones import ASelectDiT
 from mmaselect.backbones import aselect as backbone_module
 from mmaselect.cache.dataset import MAPS, CachedFeatures
 from mmaselect.cache.fingerprint import UnreadableFile, fingerprint, source_of
+from mmaselect.cache.pooling import pool
 from mmaselect.cache.samples import SampleForm
 from mmaselect.cache.settings import CacheSettings
 from mmaselect.cache.store import SHARD_BYTES, FeatureStore
@@ -57,6 +58,7 @@ class FeatureCache:
         config: Config of that loader's data set.
         preprocessor_config: Config of the preprocessor.
         settings: See :class:`~mmaselect.cache.settings.CacheSettings`.
+        pooling: Module that makes vectors of the maps before they are stored; None stores maps.
 
     Raises:
         InputError: If the data cannot be cached.
@@ -70,6 +72,7 @@ class FeatureCache:
         config: dict[str, Any],
         preprocessor_config: dict[str, Any],
         settings: CacheSettings,
+        pooling: nn.Module | None = None,
     ) -> None:
         if getattr(preprocessor, 'batch_augments', None) is not None:
             raise InputError(
@@ -89,14 +92,15 @@ class FeatureCache:
         if not len(self.dataset):
             raise InputError('the training data set is empty: there is nothing to cache')
         self.logger = MMLogger.get_current_instance()
+        self.pooling = pooling if settings.pool else None
+        self.dtype = settings.dtype or ('bfloat16' if self.pooling is None else 'float32')
         self.description = self._describe(config, preprocessor_config)
         name = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
         self.store = FeatureStore(f'{settings.dir}/{name[:16]}')
         self.unreadable = Unreadable(settings.max_unreadable)
         self._backends = backends_of(self.dataset)
         self._broken: set[str] = set()
-        dtype = parse_dtype(settings.dtype)
-        self._run = Halving(lambda images: [maps.to(dtype).cpu() for maps in backbone(images)], halve_images)
+        self._run = Halving(self._features, halve_images)
 
     def _describe(self, config: dict[str, Any], preprocessor_config: dict[str, Any]) -> dict[str, Any]:
         backbone = self.backbone
@@ -105,7 +109,8 @@ class FeatureCache:
             'recipe': backbone.recipe,
             'taps': [list(tap) for tap in backbone.taps or ()],
             'timesteps': list(backbone.timesteps or ()),
-            'dtype': self.settings.dtype,
+            'dtype': self.dtype,
+            'pooling': None if self.pooling is None else [repr(self.pooling), source_of(type(self.pooling)).hex()],
             'data_preprocessor': fingerprint(_plain(preprocessor_config)).hex(),
             'pipelines': json.loads(json.dumps(pipelines, default=str)),
             'pipeline_fingerprint': fingerprint(pipelines).hex(),
@@ -144,6 +149,11 @@ class FeatureCache:
                 f'feature cache {self.store.folder}: {len(places) - len(missing)} of {len(places)} views are there'
                 f'{"" if views == 1 else f" ({views} of each image)"}'
             )
+            if self.pooling is not None:
+                self.logger.info(
+                    f'feature cache: vectors are kept, as {type(self.pooling).__name__} makes them of the maps, in '
+                    f'{self.dtype}; cache.pool=False keeps maps'
+                )
             self._prepare(len(missing), probes[0])
         with all_ranks():
             self._compute([(key, places[key]) for key in missing[rank::world_size]], rank == 0)
@@ -232,10 +242,11 @@ class FeatureCache:
         form = self.form = SampleForm(sample)
         numbers = 0
         for channels, stride in zip(self.backbone.out_channels, self.backbone.strides, strict=True):
-            rows, columns = (-(-side // stride) for side in data['inputs'].shape[-2:])
+            sides = (1, 1) if self.pooling is not None else data['inputs'].shape[-2:]
+            rows, columns = (-(-side // stride) for side in sides)
             numbers += channels * rows * columns
         labels = sum(value.nbytes for value in form.pack(sample).values())
-        size = numbers * parse_dtype(self.settings.dtype).itemsize + labels
+        size = numbers * parse_dtype(self.dtype).itemsize + labels
         self.store.require(missing * size, self.settings.max_gb)
 
     def _compute(self, work: Sequence[tuple[str, int]], show: bool) -> None:
@@ -271,6 +282,13 @@ class FeatureCache:
             if keys:
                 yield keys, batch
 
+    def _features(self, images: Tensor) -> list[Tensor]:
+        maps = self.backbone(images)
+        if self.pooling is not None:
+            # Of maps that were rounded the vector would be another than without a cache.
+            maps = pool(self.pooling, maps)
+        return [one.to(parse_dtype(self.dtype)).cpu() for one in maps]
+
     @torch.no_grad()
     def _read(self, batch: dict[str, Any]) -> list[dict[str, Tensor]]:
         sizes = {tuple(image.shape[-2:]) for image in batch['inputs']}
@@ -288,7 +306,7 @@ class FeatureCache:
         for place in range(len(maps[0])):
             if not all(one[place].isfinite().all() for one in maps):
                 raise NotFinite(
-                    f"cache.dtype={self.settings.dtype!r} overflows: bfloat16 has float32's range", images=[place]
+                    f"cache.dtype={self.dtype!r} overflows: bfloat16 has float32's range", images=[place]
                 )
         samples = [self.form.pack(sample) for sample in data['data_samples']]
         rows = zip(*maps, strict=True)
