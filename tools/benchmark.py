@@ -540,14 +540,18 @@ def bench_growth(args, folder):
     return rows
 
 
-def bench_cache(args, folder):
-    """Epochs of the demo's head, with and without the cache, through mmengine's own loop."""
+def demo_runners(folder, caches):
+    """Runners of the demo's config, ready to train: their epochs are then run one by one.
+
+    Args:
+        folder: For data and what is written.
+        caches: Settings of the cache by name of the runner; None for one without.
+    """
     from mmengine.config import Config
     from mmengine.registry import LOOPS
     from mmengine.runner import EpochBasedTrainLoop
 
     from mmaselect.cache.hook import FeatureCacheHook
-    from mmaselect.hooks.images import find_backbone, unwrap
 
     class Steps(EpochBasedTrainLoop):
         """Prepares a training, whose epochs are then run one by one."""
@@ -565,21 +569,35 @@ def bench_cache(args, folder):
     subprocess.run([sys.executable, str(tool), str(data)], check=True, stdout=subprocess.DEVNULL)
     config = Path(__file__).parents[1] / 'configs/demo/dit-nano_linear_bs64-20e_digits-16px.py'
     runners = []
-    for name, cache in (('cached', dict(dir=str(folder / 'features'))), ('plain', None)):
+    for name, cache in caches.items():
         cfg = Config.fromfile(config)
         cfg.work_dir = str(folder / name)
         cfg.experiment_name = cfg.visualizer.name = f'benchmark {folder} {name}'
         cfg.model.backbone.update(timestep=0, cache=cache)
         cfg.custom_hooks = [dict(type='FeatureCacheHook')] if cache else []
         cfg.train_cfg = dict(type='Steps', max_epochs=10**6)
-        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
         cfg.param_scheduler, cfg.log_level = [], 'WARNING'
-        cfg.train_dataloader.dataset.data_root = str(data)
+        for split in ('train', 'val', 'test'):
+            cfg[f'{split}_dataloader'].dataset.data_root = str(data)
         cfg.default_hooks.logger.interval = 10**6
         cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=10**6)
         cfg = cli.finish_config(cfg, argparse.Namespace(cfg_options=None, no_pin_memory=False))
         runners.append(cli.build_runner(cfg))
         runners[-1].train()
+    return runners
+
+
+def size_of(folder):
+    """Bytes of the shards below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob('*.safetensors'))
+
+
+def bench_cache(args, folder):
+    """Epochs of the demo's head, with and without the cache, through mmengine's own loop."""
+    from mmaselect.hooks.images import find_backbone, unwrap
+
+    cache = dict(dir=str(folder / 'features'), pool=False)
+    runners = demo_runners(folder, dict(cached=cache, plain=None))
     cached, plain = runners
     backbone, preprocessor = find_backbone(plain), unwrap(plain).data_preprocessor
     images = plain.train_dataloader.dataset
@@ -591,13 +609,233 @@ def bench_cache(args, folder):
     if difference > 2**-8:
         raise cli.InputError(f'cached features differ by {difference:.2g} of the largest: nothing was timed')
     mine, other = interleave(args.repeats, cached.train_loop.run_epoch, plain.train_loop.run_epoch)
-    size = sum(path.stat().st_size for path in (folder / 'features').rglob('*.safetensors'))
+    size = size_of(folder / 'features')
     return [
         Row(
             "an epoch of the demo's head from the cache", 'the same epoch, features computed', f'{1e3 * mine:.0f} ms',
             f'{1e3 * other:.0f} ms', other / mine, 20.0,
             f'{len(images)} images, {size / 1e6:.0f} MB of bfloat16; largest relative difference {difference:.1g}',
         )
+    ]  # fmt: skip
+
+
+def bench_pooled(args, folder):
+    """Epochs of the demo's head from vectors, and from the maps that they are pooled of."""
+    names = ('vectors', 'maps')
+    caches = {name: dict(dir=str(folder / name / 'cache'), dtype='float32', pool=name == 'vectors') for name in names}
+    vectors, maps = demo_runners(folder, caches)
+    mine, other = interleave(args.repeats, vectors.train_loop.run_epoch, maps.train_loop.run_epoch)
+    heads = [runner.model.head.state_dict() for runner in (vectors, maps)]
+    found = [runner.val_loop.run()['accuracy/top1'] for runner in (vectors, maps)]
+    if found[0] != found[1] or not all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0]):
+        raise cli.InputError(f'from vectors the accuracy is {found[0]}, from maps {found[1]}')
+    small, large = (size_of(folder / name) for name in names)
+    epochs = f'after {args.repeats + 1} epochs both heads are equal to the bit and have {found[0]:.2f} % accuracy'
+    return [
+        Row(
+            'cache of vectors, demo: bytes', 'cache of maps', f'{small / 1e6:.2f} MB', f'{large / 1e6:.2f} MB',
+            large / small, 50.0, f'float32, labels and keys included; of bfloat16 maps {large / small / 2:.0f}x',
+        ),
+        Row(
+            "an epoch of the demo's head from vectors", 'from maps', f'{1e3 * mine:.0f} ms', f'{1e3 * other:.0f} ms',
+            other / mine, 5.0, epochs,
+        ),
+    ]  # fmt: skip
+
+
+#: Images of ImageNet, and the width of a vector of SD3.5-medium.
+MILLIONS, WIDTH = 1.28e6, 1536
+
+
+def bench_millions(args, folder):
+    """The cache's own part of a million images, extrapolated from a decade: no model runs."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    from mmaselect.cache.contents import BLOCK, read_block, stamp_of
+    from mmaselect.cache.dataset import CachedFeatures
+    from mmaselect.cache.store import SHARD_BYTES, FeatureStore
+
+    images = [folder / f'image{number}' for number in range(1000)]
+    for image in images:
+        image.write_bytes(b'')
+    # Younger files are not believed.
+    time.sleep(2.5)
+    vectors = torch.rand(4096, WIDTH, 1, 1)
+    per_shard = SHARD_BYTES // (4 * WIDTH + 40)
+
+    class Said:
+        """What a data set of so many images says of them, in mmengine's form."""
+
+        def __init__(self, count):
+            self.data_bytes = np.arange(100 * count, dtype=np.uint8)
+            self.data_address = np.arange(100, 100 * count + 1, 100)
+
+        def __len__(self):
+            return len(self.data_address)
+
+    def build(place, count):
+        keys = [f'{number:032x}' for number in torch.randperm(count).tolist()]
+        store = FeatureStore(place)
+        for start in range(0, count, per_shard):
+            rows = {}
+            for number in range(start, min(start + per_shard, count)):
+                label = torch.tensor([number])
+                rows[keys[number]] = {'maps.0': vectors[number % 4096], 'gt_label': label, 'meta.img_shape': label}
+            store.write(rows)
+        return keys
+
+    def open_cache(place, count, keys):
+        """As a training does it: files of images, checksums, keys."""
+        store, said = FeatureStore(place), Said(count)
+        moment = store.clock()
+        store.verify(store.shards(), since=store.verified_until())
+        store.set_verified(moment)
+
+        def read(index):
+            files = [str(images[index % 1000])]
+            return index.to_bytes(32, 'big'), files, stamp_of(files)
+
+        with ThreadPoolExecutor(8) as pool:
+            for start in range(0, count, BLOCK):
+                read_block(place / 'contents', said, range(start, min(start + BLOCK, count)), read, pool)
+        store.refresh()
+        if (store.find(keys) < 0).any():
+            raise cli.InputError('rows of the cache are not found: nothing was timed')
+        return CachedFeatures(store, np.array(keys, 'S32')[:, None], {})
+
+    def read_epoch(features):
+        generator = torch.Generator().manual_seed(0)
+        for batch in torch.randint(len(features), (50, 64), generator=generator).tolist():
+            features.__getitems__(batch)
+
+    def measure(work, *arguments):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        Path('/proc/self/clear_refs').write_text('5')
+        before, started = read_status('RssAnon'), time.process_time()
+        result = work(*arguments)
+        return result, time.process_time() - started, read_status('RssAnon') - before
+
+    sizes, found = (4000, 13000, 40000), []
+    for count in sizes:
+        place = folder / f'cache{count}'
+        keys, built, _ = measure(build, place, count)
+        _, first, _ = measure(open_cache, place, count, keys)
+        features, again, memory = measure(open_cache, place, count, keys)
+        _, read, _ = measure(read_epoch, features)
+        found.append((built, first, again, read / 50, memory, size_of(place)))
+    built, first, again, read, memory, taken = zip(*found)
+
+    def at_a_million(values):
+        exponent = fit_exponent(sizes, values)
+        return exponent, values[-1] * (MILLIONS / sizes[-1]) ** exponent
+
+    def row(work, values, against, limit=None):
+        exponent, value = at_a_million(values)
+        ratio = 1 / max(exponent, 1e-9) if limit is None else limit / value
+        return Row(
+            f'cache of 1.28 million images: {work}', against, f'{value:.3g} s', f'exponent {exponent:.2f}', ratio,
+            0.9 if limit is None else 1.0,
+            f'{", ".join(f"{one:.3g}" for one in values)} s of CPU time at {", ".join(map(str, sizes))}',
+        )  # fmt: skip
+
+    exponent, size = at_a_million(taken)
+    return [
+        row('writing vectors', built, 'linear time'),
+        row('opening the first time, every byte hashed', first, 'linear time'),
+        row('opening again', again, '10 s', limit=10),
+        Row(
+            'cache of 1.28 million images: bytes', 'linear', f'{size / 1e9:.2f} GB', f'exponent {exponent:.3f}',
+            1 / exponent, 0.9,
+            f'{taken[-1] / sizes[-1]:.0f} bytes an image, {4 * WIDTH} of them the vector; a batch of 64 is read in {", ".join(f"{1e3 * one:.2g}" for one in read)} ms; an open cache takes '
+            f'{memory[-1] / sizes[-1]:.0f} bytes of memory an image',
+        ),
+    ]  # fmt: skip
+
+
+def read_schedule():
+    """Seconds that this thread ran, and that it could have run but waited for a core (Linux)."""
+    ran, waited, _ = map(int, Path('/proc/thread-self/schedstat').read_text().split())
+    return ran / 1e9, waited / 1e9
+
+
+def extract_child(rank, world_size, folder, args):
+    """A process of an extraction with one thread: decode, encode, run the blocks, write; it prints what it took."""
+    import io
+
+    import torch.distributed as torch_dist
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+
+    from mmaselect.cache.store import FeatureStore
+
+    torch.set_num_threads(1)
+    store = f'file://{folder}/extraction{world_size}'
+    torch_dist.init_process_group('gloo', init_method=store, rank=rank, world_size=world_size)
+    model = DiffusionSpec(type='SD3', pretrained=str(folder)).load((Tap(BLOCK, 'query'),))
+    content = io.BytesIO()
+    Image.effect_mandelbrot((500, 375), (-3, -2.5, 2, 2.5), 100).convert('RGB').save(content, 'jpeg')
+
+    class Images(Dataset):
+        def __len__(self):
+            return args.images // world_size
+
+        def __getitem__(self, index):
+            image = Image.open(io.BytesIO(content.getvalue())).resize((args.size, args.size))
+            return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(args.size, args.size, 3)
+
+    def extract(images):
+        rows = {}
+        for number, batch in enumerate(images):
+            latent = model.encode(batch.permute(0, 3, 1, 2).float() / 127.5 - 1)
+            maps = model(latent, torch.zeros_like(latent), 0.0)[Tap(BLOCK, 'query')]
+            rows.update({f'{rank} {number} {place}': {'maps.0': one} for place, one in enumerate(maps)})
+        FeatureStore(folder / f'extracted{world_size}').write(rows)
+
+    with torch.no_grad():
+        extract(DataLoader(Images(), batch_size=args.batch_size))
+        torch_dist.barrier()
+        (ran, waited), used, started = read_schedule(), time.process_time(), time.perf_counter()
+        extract(DataLoader(Images(), batch_size=args.batch_size))
+        seconds, used = time.perf_counter() - started, time.process_time() - used
+        (ran, waited) = (after - before for after, before in zip(read_schedule(), (ran, waited)))
+    print(json.dumps({'seconds': seconds, 'used': used, 'busy': (ran + waited) / seconds, 'ran': ran / seconds}))
+    torch_dist.barrier()
+    torch_dist.destroy_process_group()
+    cli.leave()
+
+
+def bench_processes(args, folder):
+    """An extraction by one, two and four processes of one thread: what each image costs, and who waits for whom."""
+    images, found = max(8, args.images // 8 * 8), {}
+    for world_size in (1, 2, 4):
+        started = [
+            subprocess.Popen(
+                [sys.executable, __file__, '--extract-child', str(rank), str(world_size), '--folder', str(folder),
+                 '--images', str(images), '--size', str(args.size), '--batch-size', str(args.batch_size)],
+                stdout=subprocess.PIPE, text=True,
+            )
+            for rank in range(world_size)
+        ]  # fmt: skip
+        outputs = [process.communicate()[0] for process in started]
+        if any(process.returncode for process in started):
+            raise cli.InputError(f'an extraction by {world_size} processes failed')
+        found[world_size] = [json.loads(output.splitlines()[-1]) for output in outputs]
+    used = {count: sum(one['used'] for one in ranks) for count, ranks in found.items()}
+    seconds = {count: max(one['seconds'] for one in ranks) for count, ranks in found.items()}
+    busy = {count: min(one['busy'] for one in ranks) for count, ranks in found.items()}
+    got = {count: sum(one['ran'] for one in ranks) for count, ranks in found.items()}
+    return [
+        Row(
+            f'extraction of {images} images by {count} processes: CPU time', 'one process', f'{used[count]:.2f} s',
+            f'{used[1]:.2f} s', used[1] / used[count], 0.9,
+            f'{seconds[1] / seconds[count]:.2f}x as fast by the clock, on {got[count]:.2f} cores in place of '
+            f'{got[1]:.2f}; a process runs or waits for a core {100 * busy[count]:.0f} % of the time '
+            f'({100 * busy[1]:.0f} % alone)',
+        )
+        for count in (2, 4)
     ]  # fmt: skip
 
 
@@ -681,8 +919,11 @@ ROWS = {
     'coarse': bench_coarse,
     'cache': bench_cache,
     'growth': bench_growth,
+    'pooled': bench_pooled,
+    'millions': bench_millions,
+    'processes': bench_processes,
 }
-NEED_MODEL = {'features', 'words', 'load', 'sweep', 'ranks'}
+NEED_MODEL = {'features', 'words', 'load', 'sweep', 'ranks', 'processes'}
 
 
 def main():
@@ -697,6 +938,7 @@ def main():
     parser.add_argument('--json', help='also write the table here')
     parser.add_argument('--load-child', choices=['ours', 'theirs'], help=argparse.SUPPRESS)
     parser.add_argument('--rank-child', type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument('--extract-child', type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument('--folder', type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.load_child:
@@ -704,6 +946,9 @@ def main():
         return
     if args.rank_child:
         rank_child(*args.rank_child, args.folder, args)
+        return
+    if args.extract_child:
+        extract_child(*args.extract_child, args.folder, args)
         return
     for name in ('repeats', 'batch_size', 'images', 'timesteps'):
         if getattr(args, name) < 1:

@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 import mmaselect.diffusion
 from mmaselect.backbones import ASelectDiT
 from mmaselect.backbones import aselect as backbone_module
+from mmaselect.cache.contents import BLOCK, Found, read_block, stamp_of
 from mmaselect.cache.dataset import MAPS, CachedFeatures
-from mmaselect.cache.fingerprint import UnreadableFile, fingerprint, source_of
+from mmaselect.cache.fingerprint import UnreadableFile, files_of, fingerprint, source_of
 from mmaselect.cache.pooling import pool
 from mmaselect.cache.samples import SampleForm
 from mmaselect.cache.settings import CacheSettings
@@ -118,8 +119,11 @@ class FeatureCache:
             'versions': {name: _version(name) for name in PACKAGES},
         }  # fmt: skip
 
-    def build(self) -> CachedFeatures:
+    def build(self, verify_all: bool = False) -> CachedFeatures:
         """Finds what is there, verifies it, and computes what is missing; every rank takes its share.
+
+        Args:
+            verify_all: Read also what was verified before and has not changed since.
 
         Returns:
             The data set of features, the same on every rank.
@@ -131,22 +135,28 @@ class FeatureCache:
         with all_ranks():
             if rank == 0:
                 write_json(self.store.folder / 'description.json', self.description)
-            shards = self.store.shards()
-            self.store.verify(shards[rank::world_size])
+            shards, moment = self.store.shards(), self.store.clock()
+        with all_ranks():
+            self.store.verify(shards[rank::world_size], since=0 if verify_all else self.store.verified_until())
         samples = self._fingerprints()
+        readable = samples.any(1)
         with all_ranks():
             self.store.refresh()
             probes = self._readable(PROBES[0])
             views = self._views(probes)
-            keys = [
-                [] if sample is None else [_key(sample, view, self.settings.seed) for view in range(views)]
-                for sample in samples
-            ]
+            if rank == 0:
+                self.store.set_verified(moment)
+            keys = np.zeros((len(samples), views), 'S32')
+            for index in np.flatnonzero(readable):
+                keys[index] = [_key(samples[index].tobytes(), view, self.settings.seed) for view in range(views)]
             # An image that a data set repeats is computed once.
-            places = {key: index for index, own in enumerate(keys) for key in own}
-            missing = [key for key in places if key not in self.store]
+            wanted, places = np.unique(keys[readable], return_index=True)
+            indices = np.flatnonzero(readable)[places // views]
+            missing = np.flatnonzero(self.store.find(wanted) < 0)
+            # In the order of the data set.
+            missing = missing[np.argsort(places[missing])]
             self.logger.info(
-                f'feature cache {self.store.folder}: {len(places) - len(missing)} of {len(places)} views are there'
+                f'feature cache {self.store.folder}: {len(wanted) - len(missing)} of {len(wanted)} views are there'
                 f'{"" if views == 1 else f" ({views} of each image)"}'
             )
             if self.pooling is not None:
@@ -156,31 +166,38 @@ class FeatureCache:
                 )
             self._prepare(len(missing), probes[0])
         with all_ranks():
-            self._compute([(key, places[key]) for key in missing[rank::world_size]], rank == 0)
-        broken = {key for keys in dist.all_gather_object(sorted(self._broken)) for key in keys}
+            mine = missing[rank::world_size]
+            self._compute([(wanted[place].decode(), int(indices[place])) for place in mine], rank == 0)
+        broken = np.array([key for keys in dist.all_gather_object(sorted(self._broken)) for key in keys], 'S32')
         with all_ranks():
             self.store.refresh()
-            absent = sum(key not in self.store and key not in broken for key in places)
+            absent = int(((self.store.find(wanted) < 0) & ~np.isin(wanted, broken)).sum())
             if absent:
                 raise InputError(
-                    f'rank {rank} does not find {absent} of {len(places)} views in {self.store.folder}: '
+                    f'rank {rank} does not find {absent} of {len(wanted)} views in {self.store.folder}: '
                     'cache.dir must be a folder that all ranks share'
                 )
             self.unreadable.report(self.logger, 'the next readable one takes their place')
-            keys = _fill([[] if broken & set(own) else own for own in keys])
-        return CachedFeatures(self.store, keys, getattr(self.dataset, 'metainfo', {}))
+            usable = readable & ~np.isin(keys, broken).any(1)
+        return CachedFeatures(self.store, keys[_following(usable)], getattr(self.dataset, 'metainfo', {}))
 
-    def _fingerprints(self) -> list[bytes | None]:
-        """Of the content of every sample, before any transform; None for what cannot be read."""
+    def _fingerprints(self) -> np.ndarray:
+        """Of the content of every sample, before any transform, (samples, 32); zeros for what cannot be read."""
         rank, world_size = dist.get_dist_info()
         dataset = self.dataset
         if hasattr(dataset, 'full_init'):
             dataset.full_init()
-        mine = range(rank, len(dataset), world_size)
-        self.unreadable.total = len(mine)
+        blocks = [range(start, min(start + BLOCK, len(dataset))) for start in range(0, len(dataset), BLOCK)]
+        mine = blocks[rank::world_size]
+        self.unreadable.total = sum(map(len, mine))
+        # Of other backends no file system says whether what they read has changed.
+        local = all(one in (None, {'backend': 'local'}) for one in self._backends.values())
+        folder = self.store.folder / 'contents' if local else None
 
-        def read(index: int) -> bytes | Exception:
+        def read(index: int) -> Found:
             info = dataset.get_data_info(index)
+            files = list(files_of(info))
+            stamp = stamp_of(files)
             labels = np.size(info.get('gt_label', 0))
             if labels != 1:
                 raise InputError(
@@ -188,18 +205,19 @@ class FeatureCache:
                     'remove cache'
                 )
             try:
-                return fingerprint(info, files=True, backends=self._backends)
+                return fingerprint(info, files=True, backends=self._backends), files, stamp
             except UnreadableFile as error:
-                return error
+                return error, files, stamp
 
-        found: list[bytes | None] = []
-        with all_ranks(), ThreadPoolExecutor(8) as pool:
-            for index, result in zip(mine, pool.map(read, mine), strict=True):
-                if isinstance(result, Exception):
-                    self.unreadable.add(name_of(self.dataset, index), result)
-                found.append(None if isinstance(result, Exception) else result)
+        found = []
+        with all_ranks(), ThreadPoolExecutor(8) as threads:
+            for indices in mine:
+                digests, errors = read_block(folder, dataset, indices, read, threads)
+                found.append(digests)
+                for index, error in errors.items():
+                    self.unreadable.add(name_of(self.dataset, index), error)
         parts = dist.all_gather_object(found)
-        return [parts[index % world_size][index // world_size] for index in range(len(dataset))]
+        return np.concatenate([parts[number % world_size][number // world_size] for number in range(len(blocks))])
 
     def _views(self, probes: Sequence[int]) -> int:
         """As many as are asked for; one, if the pipeline is not random."""
@@ -305,9 +323,7 @@ class FeatureCache:
             self.backbone.train(training)
         for place in range(len(maps[0])):
             if not all(one[place].isfinite().all() for one in maps):
-                raise NotFinite(
-                    f"cache.dtype={self.dtype!r} overflows: bfloat16 has float32's range", images=[place]
-                )
+                raise NotFinite(f"cache.dtype={self.dtype!r} overflows: bfloat16 has float32's range", images=[place])
         samples = [self.form.pack(sample) for sample in data['data_samples']]
         rows = zip(*maps, strict=True)
         named = [{MAPS(number): one for number, one in enumerate(row)} for row in rows]
@@ -344,13 +360,11 @@ class _Collate:
         return (self.inner(readable) if readable else None), errors
 
 
-def _fill(keys: list[list[str]]) -> list[list[str]]:
-    """Gives samples without views those of the next that has some."""
-    filled, following = list(keys), next((own for own in keys if own), [])
-    for index in reversed(range(len(keys))):
-        following = keys[index] or following
-        filled[index] = following
-    return filled
+def _following(usable: np.ndarray) -> np.ndarray:
+    """The number of each sample, or of the next usable one; behind the last comes the first."""
+    numbers = np.where(usable, np.arange(len(usable)), len(usable))
+    following = np.minimum.accumulate(numbers[::-1])[::-1]
+    return np.where(following < len(usable), following, following[0])
 
 
 def _key(sample: bytes, view: int, seed: int) -> str:

@@ -240,17 +240,19 @@ def test_a_damaged_shard_is_computed_again(train, computed, tmp_path):
 
 
 def test_epochs_take_turns_with_the_views(train, computed):
-    runner = train(cache=dict(views=3, pool=True), **{'train_dataloader.dataset.pipeline': FLIPPED, 'train_cfg.max_epochs': 4})
+    runner = train(
+        cache=dict(views=3, pool=True), **{'train_dataloader.dataset.pipeline': FLIPPED, 'train_cfg.max_epochs': 4}
+    )
     assert computed == [450]
     features = features_of(runner)
     seen = []
     for epoch in range(4):
         features.epoch = epoch
-        seen.append([features.key(index) for index in range(150)])
+        seen.append(features.keys_of(range(150)).tolist())
     assert all(len(set(views)) == 3 for views in zip(*seen[:3], strict=True))
     assert seen[3] == seen[0]
     # In one epoch some images show their first view, others their second.
-    assert {views.index(key) for views, key in zip(features.keys, seen[0], strict=True)} == {0, 1, 2}
+    assert {views.index(key) for views, key in zip(features.keys.tolist(), seen[0], strict=True)} == {0, 1, 2}
     maps = features.store.read(features.keys[0])['maps.0']
     assert not torch.equal(maps[0], maps[1])
     assert features.epoch == 3
