@@ -749,7 +749,8 @@ def bench_millions(args, folder):
         Row(
             'cache of 1.28 million images: bytes', 'linear', f'{size / 1e9:.2f} GB', f'exponent {exponent:.3f}',
             1 / exponent, 0.9,
-            f'{taken[-1] / sizes[-1]:.0f} bytes an image, {4 * WIDTH} of them the vector; a batch of 64 is read in {", ".join(f"{1e3 * one:.2g}" for one in read)} ms; an open cache takes '
+            f'{taken[-1] / sizes[-1]:.0f} bytes an image, {4 * WIDTH} of them the vector; a batch of 64 '
+            f'is read in {", ".join(f"{1e3 * one:.2g}" for one in read)} ms; an open cache takes '
             f'{memory[-1] / sizes[-1]:.0f} bytes of memory an image',
         ),
     ]  # fmt: skip
