@@ -647,12 +647,17 @@ def bench_pooled(args, folder):
 MILLIONS, WIDTH = 1.28e6, 1536
 
 
-def bench_millions(args, folder):
-    """The cache's own part of a million images, extrapolated from a decade: no model runs."""
+def measure_cache(folder):
+    """The cache's own part over a decade of images, of which no model sees one.
+
+    Returns:
+        Sizes, and by name a value of each: CPU seconds, bytes, and bytes of memory per image of an open cache.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
 
+    from mmaselect.cache.build import keys_of_views
     from mmaselect.cache.contents import BLOCK, read_block, stamp_of
     from mmaselect.cache.dataset import CachedFeatures
     from mmaselect.cache.store import SHARD_BYTES, FeatureStore
@@ -675,8 +680,12 @@ def bench_millions(args, folder):
         def __len__(self):
             return len(self.data_address)
 
+    def digest(number):
+        return number.to_bytes(16, 'big') * 2
+
     def build(place, count):
-        keys = [f'{number:032x}' for number in torch.randperm(count).tolist()]
+        digests = np.frombuffer(b''.join(map(digest, range(count))), np.uint8).reshape(count, 32)
+        keys = keys_of_views(digests, 1, 0)[:, 0].astype(str).tolist()
         store = FeatureStore(place)
         for start in range(0, count, per_shard):
             rows = {}
@@ -684,9 +693,8 @@ def bench_millions(args, folder):
                 label = torch.tensor([number])
                 rows[keys[number]] = {'maps.0': vectors[number % 4096], 'gt_label': label, 'meta.img_shape': label}
             store.write(rows)
-        return keys
 
-    def open_cache(place, count, keys):
+    def open_cache(place, count):
         """As a training does it: files of images, checksums, keys."""
         store, said = FeatureStore(place), Said(count)
         moment = store.clock()
@@ -695,15 +703,16 @@ def bench_millions(args, folder):
 
         def read(index):
             files = [str(images[index % 1000])]
-            return index.to_bytes(32, 'big'), files, stamp_of(files)
+            return digest(index), files, stamp_of(files)
 
+        blocks = [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
         with ThreadPoolExecutor(8) as pool:
-            for start in range(0, count, BLOCK):
-                read_block(place / 'contents', said, range(start, min(start + BLOCK, count)), read, pool)
+            samples = [read_block(place / 'contents', said, block, read, pool)[0] for block in blocks]
+        keys = keys_of_views(np.concatenate(samples), 1, 0)
         store.refresh()
-        if (store.find(keys) < 0).any():
+        if (store.find(np.unique(keys)) < 0).any():
             raise cli.InputError('rows of the cache are not found: nothing was timed')
-        return CachedFeatures(store, np.array(keys, 'S32')[:, None], {})
+        return CachedFeatures(store, keys, {})
 
     def read_epoch(features):
         generator = torch.Generator().manual_seed(0)
@@ -714,46 +723,96 @@ def bench_millions(args, folder):
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         Path('/proc/self/clear_refs').write_text('5')
-        before, started = read_status('RssAnon'), time.process_time()
+        before, all_before, started = read_status('RssAnon'), read_status('VmRSS'), time.process_time()
         result = work(*arguments)
-        return result, time.process_time() - started, read_status('RssAnon') - before
+        used, peak = time.process_time() - started, read_status('VmHWM') - all_before
+        return result, used, read_status('RssAnon') - before, peak
 
     sizes, found = (4000, 13000, 40000), []
     for count in sizes:
         place = folder / f'cache{count}'
-        keys, built, _ = measure(build, place, count)
-        _, first, _ = measure(open_cache, place, count, keys)
-        features, again, memory = measure(open_cache, place, count, keys)
-        _, read, _ = measure(read_epoch, features)
-        found.append((built, first, again, read / 50, memory, size_of(place)))
-    built, first, again, read, memory, taken = zip(*found)
+        _, built, _, peak = measure(build, place, count)
+        _, first, _, _ = measure(open_cache, place, count)
+        features, again, memory, _ = measure(open_cache, place, count)
+        _, read, _, _ = measure(read_epoch, features)
+        found.append((built, first, again, read / 50, memory, peak, size_of(place)))
+    names = ('build', 'first', 'again', 'read', 'memory', 'peak', 'bytes')
+    return sizes, dict(zip(names, zip(*found)))
 
-    def at_a_million(values):
-        exponent = fit_exponent(sizes, values)
-        return exponent, values[-1] * (MILLIONS / sizes[-1]) ** exponent
 
-    def row(work, values, against, limit=None):
-        exponent, value = at_a_million(values)
-        ratio = 1 / max(exponent, 1e-9) if limit is None else limit / value
+def extrapolate(sizes, values, size):
+    """What a power law through some values gives for a larger size, and its exponent."""
+    exponent = fit_exponent(sizes, values)
+    return values[-1] * (size / sizes[-1]) ** exponent, exponent
+
+
+def bench_millions(args, folder):
+    """The cache's own part of a million images, extrapolated from a decade."""
+    sizes, found = measure_cache(folder)
+
+    def row(work, name, limit=None):
+        value, exponent = extrapolate(sizes, found[name], MILLIONS)
         return Row(
-            f'cache of 1.28 million images: {work}', against, f'{value:.3g} s', f'exponent {exponent:.2f}', ratio,
+            f'cache of 1.28 million images: {work}', 'linear time' if limit is None else f'{limit} s', f'{value:.3g} s',
+            f'exponent {exponent:.2f}', 1 / max(exponent, 1e-9) if limit is None else limit / value,
             0.9 if limit is None else 1.0,
-            f'{", ".join(f"{one:.3g}" for one in values)} s of CPU time at {", ".join(map(str, sizes))}',
+            f'{", ".join(f"{one:.3g}" for one in found[name])} s of CPU time at {", ".join(map(str, sizes))} images',
         )  # fmt: skip
 
-    exponent, size = at_a_million(taken)
+    size, exponent = extrapolate(sizes, found['bytes'], MILLIONS)
+    memory = (found['memory'][-1] - found['memory'][0]) / (sizes[-1] - sizes[0])
     return [
-        row('writing vectors', built, 'linear time'),
-        row('opening the first time, every byte hashed', first, 'linear time'),
-        row('opening again', again, '10 s', limit=10),
+        row('writing vectors', 'build'),
+        row('opening the first time, every byte hashed', 'first'),
+        row('opening again', 'again', limit=10),
         Row(
             'cache of 1.28 million images: bytes', 'linear', f'{size / 1e9:.2f} GB', f'exponent {exponent:.3f}',
             1 / exponent, 0.9,
-            f'{taken[-1] / sizes[-1]:.0f} bytes an image, {4 * WIDTH} of them the vector; a batch of 64 '
-            f'is read in {", ".join(f"{1e3 * one:.2g}" for one in read)} ms; an open cache takes '
-            f'{memory[-1] / sizes[-1]:.0f} bytes of memory an image',
+            f'{found["bytes"][-1] / sizes[-1]:.0f} bytes an image, {4 * WIDTH} of them the vector; a batch of 64 is '
+            f'read in {", ".join(f"{1e3 * one:.2g}" for one in found["read"])} ms; memory while writing '
+            f'{", ".join(f"{one / 1e6:.0f}" for one in found["peak"])} MB, open {memory:.0f} bytes an image',
         ),
     ]  # fmt: skip
+
+
+#: Images of data sets that are extracted on a cluster, and what a GPU is assumed to do.
+CLUSTER = {'ImageNet-21k': 14.2e6, 'LAION-400M': 400e6}
+GPUS, RATE = 64, 200e12
+
+
+def bench_scale(args, folder):
+    """An extraction on a cluster, on paper: SD3.5-medium at 512 pixels, one process per GPU."""
+    from diffusers import AutoencoderKL
+
+    from mmaselect.diffusion.families import SD3
+    from mmaselect.diffusion.latent import VAE_CONFIGS
+
+    config = SD3.complete(SD3.architectures['sd3.5-medium'])
+    with torch.device('meta'), torch.no_grad():
+        widths = SD3.prompt_widths(type('Config', (), config))
+        prompt = {name: value.to('meta') for name, value in zero_prompt(widths, SD3.prompt_tokens).items()}
+        family = SD3(SD3.build(config), [Tap(BLOCK, 'query')], SD3.make_process({}, 1.0), prompt=prompt)
+        work = count_multiply_adds(lambda: family.read(torch.empty(1, 16, 64, 64), 0, lambda tap, value: None))
+        encoder, images = AutoencoderKL(**VAE_CONFIGS[16]), torch.empty(1, 3, 512, 512)
+        work += count_multiply_adds(lambda: encoder.encode(images))
+    sizes, found = measure_cache(folder)
+    memory = (found['memory'][-1] - found['memory'][0]) / (sizes[-1] - sizes[0])
+    rows = []
+    for name, count in CLUSTER.items():
+        seconds = 2 * work * count / RATE / GPUS
+        written, opened = (extrapolate(sizes, found[value], count)[0] for value in ('build', 'again'))
+        vectors, maps = count * found['bytes'][-1] / sizes[-1], count * WIDTH * 32 * 32 * 2
+        rows.append(
+            Row(
+                f'{name}, {count / 1e6:.3g} million images, on {GPUS} GPUs', 'the cache: writing, 64 processes',
+                f'{seconds / 3600:.3g} h', f'{written / GPUS / 3600:.2g} h', seconds * GPUS / written, 20.0,
+                f'{work / 1e12:.2f}e12 multiply-adds an image at {RATE / 1e12:.0f}e12 operations a second: '
+                f'{2 * work * 1e6 / RATE / 3600:.2g} GPU hours a million; {vectors / 1e9:.3g} GB of vectors '
+                f'({vectors / (64 << 20):.3g} shards), {maps / 1e12:.3g} TB of maps ({maps / (64 << 20):.2g} shards); '
+                f'opened in {opened:.2g} s, with {memory * count / 1e9:.2g} GB a process',
+            )
+        )  # fmt: skip
+    return rows
 
 
 def read_schedule():
@@ -922,6 +981,7 @@ ROWS = {
     'growth': bench_growth,
     'pooled': bench_pooled,
     'millions': bench_millions,
+    'scale': bench_scale,
     'processes': bench_processes,
 }
 NEED_MODEL = {'features', 'words', 'load', 'sweep', 'ranks', 'processes'}

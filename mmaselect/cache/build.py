@@ -146,9 +146,7 @@ class FeatureCache:
             views = self._views(probes)
             if rank == 0:
                 self.store.set_verified(moment)
-            keys = np.zeros((len(samples), views), 'S32')
-            for index in np.flatnonzero(readable):
-                keys[index] = [_key(samples[index].tobytes(), view, self.settings.seed) for view in range(views)]
+            keys = keys_of_views(samples, views, self.settings.seed)
             # An image that a data set repeats is computed once.
             wanted, places = np.unique(keys[readable], return_index=True)
             indices = np.flatnonzero(readable)[places // views]
@@ -367,8 +365,20 @@ def _following(usable: np.ndarray) -> np.ndarray:
     return np.where(following < len(usable), following, following[0])
 
 
-def _key(sample: bytes, view: int, seed: int) -> str:
-    return hashlib.sha256(sample + f'{view} {seed}'.encode()).hexdigest()[:32]
+def keys_of_views(samples: np.ndarray, views: int, seed: int) -> np.ndarray:
+    """Keys of rows: 32 hexadecimal digits, of the content of a sample and the number of a view.
+
+    Args:
+        samples: Fingerprints, (samples, 32) bytes.
+        views: Of each sample.
+        seed: Of the augmentation.
+
+    Returns:
+        Keys, (samples, views).
+    """
+    masks = [hashlib.sha256(f'{view} {seed}'.encode()).digest()[:16] for view in range(views)]
+    mixed = samples[:, None, :16] ^ np.frombuffer(b''.join(masks), np.uint8).reshape(views, 16)
+    return np.frombuffer(mixed.tobytes().hex().encode(), 'S32').reshape(len(samples), views)
 
 
 def _version(name: str) -> str | None:

@@ -25,6 +25,8 @@ logger = logging.getLogger('mmaselect')
 
 #: A shard is written when its rows have this many bytes.
 SHARD_BYTES = 64 << 20
+#: Shards that are mapped at once: Linux allows a process 65,530 mappings, all libraries included.
+MAPPED = 16384
 _SUFFIX = '.safetensors'
 
 
@@ -245,6 +247,8 @@ class FeatureStore:
 
     def _map(self, name: str) -> dict[str, tuple[Tensor, np.ndarray]]:
         if name not in self._maps:
+            if len(self._maps) >= MAPPED:
+                self._maps.pop(next(iter(self._maps)))
             file = self._open(name)
             tensors = {field: file.get_tensor(field) for field in file.keys()}  # noqa: SIM118
             self._maps[name] = {field: (tensor, _bytes_of(tensor)) for field, tensor in tensors.items()}

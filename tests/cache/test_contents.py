@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mmaselect.cache import contents
+from mmaselect.cache.build import keys_of_views
 from mmaselect.cache.contents import read_block, stamp_of
 
 
@@ -130,3 +131,14 @@ def test_a_damaged_memory_is_none(block, tmp_path):
 def test_young_files_are_read_every_time(block, monkeypatch):
     monkeypatch.setattr(contents, 'YOUNG', 10**15)
     assert block()[0] == block()[0] == [0, 1, 2, 3, 4, 5]
+
+
+def test_every_view_of_every_sample_has_a_key_of_its_own():
+    samples = np.frombuffer(b''.join(hashlib.sha256(bytes([number])).digest() for number in range(50)), np.uint8)
+    keys = keys_of_views(samples.reshape(50, 32), 4, 0)
+    assert keys.shape == (50, 4)
+    other = keys_of_views(samples.reshape(50, 32), 4, 1)
+    assert len(np.unique([keys, other])) == 400
+    assert {len(key) for key in keys.ravel().tolist()} == {32}
+    # A view does not depend on how many there are, nor on the other samples.
+    assert np.array_equal(keys_of_views(samples.reshape(50, 32)[7:9], 2, 0), keys[7:9, :2])

@@ -104,7 +104,8 @@ def test_what_has_not_changed_since_it_was_verified_is_believed(store):
     assert store.verified_until() == 0
 
 
-def test_many_shards_are_found_in_order(store):
+def test_many_shards_are_found_in_order(store, monkeypatch):
+    monkeypatch.setattr('mmaselect.cache.store.MAPPED', 2)
     for number in range(5):
         store.write(rows(f'{number}x', f'{number}y', 'twice', seed=number))
     store.refresh()
@@ -118,6 +119,7 @@ def test_many_shards_are_found_in_order(store):
     )
     expected = [rows(f'{n}x', f'{n}y', 'twice', seed=n)[name]['maps'] for n, name in zip((3, with_first, 0, 4), names)]
     assert torch.equal(store.read(names)['maps'], torch.stack(expected))
+    assert len(store._maps) == 2
     assert (store.find(['0x', 'none', '9x', '']) >= 0).tolist() == [True, False, False, False]
     with pytest.raises(KeyError, match='does not have all of these rows'):
         store.read(['0x', '0xx'])
