@@ -25,7 +25,7 @@ def pooling_of(model: nn.Module, backbone: Any) -> nn.Module | None:
     """
     neck = getattr(model, 'neck', None)
     first = neck[0] if isinstance(neck, nn.Sequential) and len(neck) else neck
-    if not isinstance(first, nn.Module) or getattr(model, 'backbone', None) is not backbone:
+    if not isinstance(first, nn.Module) or getattr(model, 'backbone', model) is not backbone:
         return None
     if not _reads_only_the_neck(type(model)) or any(True for _ in (*first.parameters(), *first.buffers())):
         return None
