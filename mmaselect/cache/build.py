@@ -23,7 +23,7 @@ from mmaselect.cache.contents import BLOCK, Found, read_block, stamp_of
 from mmaselect.cache.dataset import MAPS, CachedFeatures
 from mmaselect.cache.fingerprint import UnreadableFile, files_of, fingerprint, source_of
 from mmaselect.cache.pooling import pool
-from mmaselect.cache.samples import SampleForm
+from mmaselect.cache.samples import META, SampleForm
 from mmaselect.cache.settings import CacheSettings
 from mmaselect.cache.store import SHARD_BYTES, FeatureStore
 from mmaselect.diffusion.loading import parse_dtype
@@ -255,7 +255,8 @@ class FeatureCache:
             raise InputError('the training pipeline gives no data_samples: there is nothing to train a head on')
         data = self.preprocessor(batch, True)
         sample = data['data_samples'][0]
-        form = self.form = SampleForm(sample)
+        # A vector has no place in an image: its head reads no sizes.
+        form = self.form = SampleForm(sample, META if self.pooling is None else ())
         numbers = 0
         for channels, stride in zip(self.backbone.out_channels, self.backbone.strides, strict=True):
             sides = (1, 1) if self.pooling is not None else data['inputs'].shape[-2:]
