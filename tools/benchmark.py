@@ -641,7 +641,7 @@ def bench_pooled(args, folder):
         Row(
             "an epoch of the demo's head from vectors", 'from maps', f'{1e3 * mine:.0f} ms', f'{1e3 * other:.0f} ms',
             other / mine, 5.0,
-            f'CPU time; after {args.repeats + 1} epochs both heads are equal to the bit, with {found[0]:.2f} % accuracy',
+            f'CPU time; after {args.repeats + 1} epochs the heads are equal to the bit, with {found[0]:.2f} % accuracy',
         ),
     ]  # fmt: skip
 
