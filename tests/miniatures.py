@@ -223,14 +223,17 @@ def make_coco(root):
 
 
 def make_nyu(root):
-    """Images at NYU's size, dark at the top and bright at the bottom; what is bright is near, and the border unknown."""
+    """Images at NYU's size, bright at the bottom; what is bright is near, and the depth of the border unknown."""
     for split, seed in (('train', 0), ('test', 100)):
         for index in range(COUNT):
             near = np.linspace(0, 1, 480)[:, None] * np.ones(640)
             noise = np.random.default_rng(seed + index).integers(0, 30, (480, 640, 3))
             depth = (1000 + 3000 * (1 - near)).astype(np.uint16)
             depth[:8] = depth[-8:] = depth[:, :8] = depth[:, -8:] = 0
-            for folder, content, suffix in (('images', noise + 220 * near[..., None], 'jpg'), ('annotations', depth, 'png')):
+            for folder, content, suffix in (
+                ('images', noise + 220 * near[..., None], 'jpg'),
+                ('annotations', depth, 'png'),
+            ):
                 path = root / folder / split / f'kitchen_{seed + index:04d}.{suffix}'
                 path.parent.mkdir(parents=True, exist_ok=True)
                 assert cv2.imwrite(str(path), content.astype(np.uint16 if suffix == 'png' else np.uint8))

@@ -79,7 +79,8 @@ def shrink(config, path, model_folder, root):
         model.neck.update(in_channels=[32, 32, 16, 16], strides=[8, 4, 2, 1])
         channels = [16, 16, 32, 32]
     else:
-        model.backbone.diffusion.pretrained = str(model_folder({'sd35-medium': 'SD3.5-medium', 'dit-xl-2': 'DiT'}[name]))
+        variant = {'sd35-medium': 'SD3.5-medium', 'dit-xl-2': 'DiT'}[name]
+        model.backbone.diffusion.pretrained = str(model_folder(variant))
         model.backbone.block = 2
         model.neck.update(in_channels=64, out_channels=16, norm_cfg=dict(type='GN', num_groups=4))
     model.decode_head.update(in_channels=channels, embed_dim=8, feature_dim=64, num_deconv_filters=(8, 8, 8))

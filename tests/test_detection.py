@@ -175,5 +175,5 @@ def test_boxes_are_not_cached(coco, model_folder, tmp_path):
     config = shrunk(DIT, model_folder, coco)
     config.model.backbone.update(timestep=100, cache=dict(dir=str(tmp_path / 'features')))
     config.custom_hooks.append(dict(type='FeatureCacheHook'))
-    with pytest.raises(InputError, match='data samples with gt_instances .InstanceData. are not cached'):
+    with pytest.raises(InputError, match=r'data samples with gt_instances \(InstanceData\) are not cached'):
         run(config, tmp_path)

@@ -1,6 +1,6 @@
-# mmseg's NYU with two changes. Its colour transforms are Albumentations', whose newer versions draw numbers of their own,
-# which no seed reaches: mmseg's own stand in for them. And it pastes strips of the depth map into the image
-# (RandomDepthMix), millimetres into 8 bits: a frozen model has never seen such a thing.
+# mmseg's NYU with two changes. Its colour transforms are Albumentations', whose newer versions draw random numbers that
+# no seed reaches: mmseg's own take their place. And it pastes strips of the depth map into the image (RandomDepthMix),
+# millimetres into 8 bits: a frozen model has never seen such a thing.
 _base_ = ['mmseg::_base_/datasets/nyu_512x512.py']
 train_pipeline = [
     dict(type='LoadReadableImage'),
