@@ -230,13 +230,11 @@ def make_nyu(root):
             noise = np.random.default_rng(seed + index).integers(0, 30, (480, 640, 3))
             depth = (1000 + 3000 * (1 - near)).astype(np.uint16)
             depth[:8] = depth[-8:] = depth[:, :8] = depth[:, -8:] = 0
-            for folder, content, suffix in (
-                ('images', noise + 220 * near[..., None], 'jpg'),
-                ('annotations', depth, 'png'),
-            ):
+            image = noise + 220 * near[..., None]
+            for folder, suffix, content in (('images', 'jpg', image.astype(np.uint8)), ('annotations', 'png', depth)):
                 path = root / folder / split / f'kitchen_{seed + index:04d}.{suffix}'
                 path.parent.mkdir(parents=True, exist_ok=True)
-                assert cv2.imwrite(str(path), content.astype(np.uint16 if suffix == 'png' else np.uint8))
+                assert cv2.imwrite(str(path), content)
 
 
 MAKERS = {

@@ -87,18 +87,19 @@ def test_the_true_architecture_fits(path):
 def settings(path, model_folder, root):
     """What puts a miniature of model, sizes and schedule into a config, by dotted names; all else stays."""
     values = {'train_cfg.max_epochs': 1, 'default_hooks.logger.interval': 1}
+    scale = (48, 32) if path.stem.startswith('sd15') else (160, 96)
     for split in ('train', 'val', 'test'):
         values |= {f'{split}_dataloader.num_workers': 0, f'{split}_dataloader.persistent_workers': False}
         values[f'{split}_dataloader.dataset.data_root'] = f'{root}/'
         resize = {'train': 2, 'val': 1, 'test': 1}[split]
-        values[f'{split}_dataloader.dataset.pipeline.{resize}.scale'] = (160, 96)
+        values[f'{split}_dataloader.dataset.pipeline.{resize}.scale'] = scale
     for split in ('val', 'test'):
         values[f'{split}_evaluator.ann_file'] = f'{root}/annotations/instances_val2017.json'
     # Three iterations of two of the six images, of which one has no box and is left out.
     values |= {'train_dataloader.dataset.filter_cfg.min_size': 8, 'model.bbox_head.feat_channels': 16}
     values |= {'model.bbox_head.in_channels': 16, 'model.bbox_head.stacked_convs': 1, 'model.test_cfg.score_thr': 0.0}
     values |= {'custom_hooks.0.num_images': 4, 'custom_hooks.0.timesteps': [0, 500], 'custom_hooks.0.batch_size': 4}
-    values |= {'custom_hooks.0.pipeline.1.scale': (160, 96), 'custom_hooks.0.pipeline.2.crop_size': (64, 64)}
+    values |= {'custom_hooks.0.pipeline.1.scale': scale, 'custom_hooks.0.pipeline.2.crop_size': (64, 64)}
     values['custom_hooks.0.criterion.views'] = dict(crop=0.9)
     if not path.stem.startswith('sd15'):
         variant = 'SD3.5-medium' if path.stem.startswith('sd35') else 'DiT'
@@ -112,8 +113,9 @@ def shrunk(path, model_folder, root):
     config = copy.deepcopy(read_once(path))
     config.merge_from_dict(settings(path, model_folder, root))
     if path.stem.startswith('sd15'):
-        # On pixels, a cell has an eighth of its side; two more levels than the anchors' would change nothing.
+        # On pixels, a cell has an eighth of its side.
         shrink_backbone(config.model.backbone, path.stem)
+        config.model.data_preprocessor.pad_size_divisor = 8
         aggregation, pyramid = config.model.neck
         aggregation.update(in_channels=shrink_channels(aggregation.in_channels), strides=[4, 4, 2, 1])
         pyramid.update(in_channels=shrink_channels(pyramid.in_channels), out_channels=16)

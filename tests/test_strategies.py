@@ -12,7 +12,7 @@ from conftest import DEMO, ROOT, forks
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
-import mmaselect  # noqa: F401
+from mmaselect.hooks.images import settle_normalisation
 
 RANKS = 2
 #: Of the demo's head: 128 channels, ten digits.
@@ -23,6 +23,7 @@ HEAD = 128 * 10 + 10
 def config(digits, tmp_path_factory):
     """The demo, for an epoch of two iterations, without validation."""
     cfg = Config.fromfile(DEMO)
+    cfg.model.data_preprocessor = dict(type='ClsDataPreprocessor', **cfg.data_preprocessor)
     cfg.train_dataloader.dataset.update(data_root=str(digits), indices=64)
     cfg.train_dataloader.update(batch_size=16, num_workers=0, persistent_workers=False)
     cfg.train_dataloader.collate_fn = dict(type='default_collate')
@@ -86,7 +87,8 @@ def test_two_ranks(config, alone, strategy, wrapper, tmp_path):
     # Blocks behind the choice are gone in both; what is left is as it was read.
     alone.backbone.set_choice(reports[0]['timestep'])
     assert [report['frozen'] for report in reports] == [pytest.approx(frozen, rel=1e-12)] * RANKS
-    state = checkpoint['state_dict']
+    # mmengine writes what its wrapper gives it, and strips the prefix when it loads.
+    state = {key.removeprefix('module.'): value for key, value in checkpoint['state_dict'].items()}
     assert sorted(key for key in state if key.startswith('backbone')) == [
         f'backbone.{name}' for name in ('recipe', 'taps', 'timestep')
     ]
@@ -122,7 +124,7 @@ def test_deepspeed(config, alone):
         DefaultScope._instance_dict.clear()
     for one in (model, alone):
         one.backbone.set_choice(400)
-        one.backbone.set_normalisation(one.data_preprocessor.mean.flatten(), one.data_preprocessor.std.flatten())
+        settle_normalisation(one.backbone, one.data_preprocessor)
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     seen, steps = [], []
     model.backbone.register_forward_hook(lambda _, __, maps: seen.append(maps[0]))
