@@ -201,9 +201,12 @@ def make_coco(root):
     """Dark images of unlike sizes with one bright rectangle, of COCO's first or last class; the last image has none."""
     import json
 
+    from mmdet.datasets import CocoDataset
+
+    classes = CocoDataset.METAINFO['classes']
     for split, seed in (('train2017', 0), ('val2017', 100)):
-        content = {'images': [], 'annotations': [], 'categories': [{'id': 1, 'name': 'person'}]}
-        content['categories'].append({'id': 90, 'name': 'toothbrush'})
+        categories = [{'id': number, 'name': name} for number, name in enumerate(classes, 1)]
+        content = {'images': [], 'annotations': [], 'categories': categories}
         for index in range(COUNT):
             height, width = ((120, 100), (90, 140))[index % 2]
             image = np.random.default_rng(seed + index).integers(0, 60, (height, width, 3), np.uint8)
@@ -211,7 +214,7 @@ def make_coco(root):
             if index < COUNT - 1:
                 image[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] += 180
                 content['annotations'].append(
-                    dict(id=index + 1, image_id=index + 1, category_id=(1, 90)[index % 2], bbox=box, iscrowd=0,
+                    dict(id=index + 1, image_id=index + 1, category_id=(1, 80)[index % 2], bbox=box, iscrowd=0,
                          area=box[2] * box[3], segmentation=[])
                 )  # fmt: skip
             (root / split).mkdir(parents=True, exist_ok=True)

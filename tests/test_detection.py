@@ -95,7 +95,8 @@ def settings(path, model_folder, root):
         values[f'{split}_dataloader.dataset.pipeline.{resize}.scale'] = scale
     for split in ('val', 'test'):
         values[f'{split}_evaluator.ann_file'] = f'{root}/annotations/instances_val2017.json'
-    # Three iterations of two of the six images, of which one has no box and is left out.
+    # Two iterations of two images.
+    values |= {'train_dataloader.dataset.indices': 4, 'val_dataloader.dataset.indices': 2}
     values |= {'train_dataloader.dataset.filter_cfg.min_size': 8, 'model.bbox_head.feat_channels': 16}
     values |= {'model.bbox_head.in_channels': 16, 'model.bbox_head.stacked_convs': 1, 'model.test_cfg.score_thr': 0.0}
     values |= {'custom_hooks.0.num_images': 4, 'custom_hooks.0.timesteps': [0, 500], 'custom_hooks.0.batch_size': 4}
@@ -139,8 +140,7 @@ def log_of(work_dir):
 
 def check(lines, work_dir):
     losses = [(line['loss_cls'], line['loss_bbox']) for line in lines if 'loss' in line]
-    # Five images have a box.
-    assert len(losses) == 3
+    assert len(losses) == 2
     assert all(math.isfinite(part) and part > 0 for pair in losses for part in pair)
     (precision,) = (line['coco/bbox_mAP'] for line in lines if 'coco/bbox_mAP' in line)
     assert 0 <= precision <= 1

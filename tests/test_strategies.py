@@ -80,7 +80,7 @@ def test_two_ranks(config, alone, strategy, wrapper, tmp_path):
     sizes = [sum(report['parameters'].values()) for report in reports]
     if strategy == 'FSDPStrategy':
         # One flat parameter, of which each rank has a half.
-        assert [list(report['parameters']) for report in reports] == [['_flat_param']] * RANKS
+        assert [list(report['parameters']) for report in reports] == [['_fsdp_wrapped_module._flat_param']] * RANKS
         assert sum(sizes) == HEAD
     else:
         assert sizes == [HEAD] * RANKS
