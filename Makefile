@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 NEWEST := .venv-newest
-EXTRAS := lite,mmpretrain,mmseg,demo,prompt,tests
+EXTRAS := lite,mmpretrain,mmseg,mmdet,demo,prompt,tests
 INPUTS := setup.py pyproject.toml $(wildcard requirements/*.txt)
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PYTEST := -m pytest $(PARALLEL)
@@ -65,7 +65,7 @@ newest: $(NEWEST)/.installed
 # README's line is taken from README, so that the two cannot differ; what only the tests need comes after it.
 README_EXTRAS = $(shell sed -n "s/^pip install 'mmaselect\(\[[a-z,]*\]\)'.*/\1/p" README.md)
 $(NEWEST)/.installed: $(INPUTS) README.md | $(NEWEST)/wheel
-	for extras in '$(README_EXTRAS)' '[demo,prompt,tests]'; do \
+	for extras in '$(README_EXTRAS)' '[mmdet,demo,prompt,tests]'; do \
 		$(NEWEST)/bin/python -m pip install -q -U --upgrade-strategy eager "$$(echo $(NEWEST)/wheel/*.whl)$$extras" \
 			|| exit 1; done
 	touch $@

@@ -59,6 +59,7 @@ if __name__ == '__main__':
             'lite': read_requirements('lite'),
             'mmpretrain': read_requirements('mmpretrain'),
             'mmseg': read_requirements('mmseg'),
+            'mmdet': read_requirements('mmdet'),
             'demo': read_requirements('demo'),
             'prompt': read_requirements('prompt'),
             'tests': read_requirements('tests'),

@@ -56,7 +56,16 @@ def define_torchvision_operators() -> None:
 
 
 class _MissingOps(types.ModuleType):
-    """Stand-in for ``mmcv._ext``: every attribute is a function that says what is missing."""
+    """Stand-in for ``mmcv._ext``: every attribute is a function that says what is missing, but for ``nms``."""
+
+    @staticmethod
+    def nms(bboxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset: int) -> torch.Tensor:
+        """torchvision's, which is mmcv's with ``offset=0``: a detector can be evaluated with mmcv-lite."""
+        if offset:
+            raise RuntimeError(f"the op 'nms' with offset={offset} needs the full mmcv (pip install mmcv)")
+        from torchvision.ops import nms
+
+        return nms(bboxes, scores, iou_threshold)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name.startswith('__'):
@@ -82,6 +91,28 @@ def provide_mmcv_extension() -> None:
     sys.modules['mmcv._ext'] = module
 
 
+def leave_out_multimodal_models() -> None:
+    """Lets mmpretrain go on without its multimodal models, as it does where their packages are not installed.
+
+    It imports them where it finds pycocotools and transformers, whatever the version of these. With transformers 5 that
+    ends in ``TypeError: NoneType takes no arguments``. mmdet needs pycocotools, and imports mmpretrain if it is there.
+
+    Seen with mmpretrain 1.2.0, transformers 5.23.0 and mmdet 3.3.0.
+    """
+    from mmengine.registry import Registry
+    from mmpretrain import registry
+    from mmpretrain.utils import dependency
+
+    dependency.WITH_MULTIMODAL = False
+    # What was registered before the failure makes place for mmpretrain's placeholders.
+    for one in vars(registry).values():
+        if isinstance(one, Registry):
+            found = [name for name, kind in one.module_dict.items() if kind.__module__.startswith(MULTIMODAL)]
+            for name in found:
+                del one.module_dict[name]
+
+
+MULTIMODAL = 'mmpretrain.models.multimodal'
 #: By the module whose import fails.
 REPAIRS = {
     'torchvision': Repair(
@@ -91,6 +122,10 @@ REPAIRS = {
     'mmcv.ops': Repair(
         lambda error: isinstance(error, ModuleNotFoundError) and error.name == 'mmcv._ext',
         provide_mmcv_extension,
+    ),
+    MULTIMODAL: Repair(
+        lambda error: isinstance(error, (ImportError, TypeError)) and 'transformers' in sys.modules,
+        leave_out_multimodal_models,
     ),
 }
 

@@ -278,16 +278,16 @@ class ASelectDiT(BaseModule):
         """Moves the frozen model along with ``to()`` and ``cuda()``, which it would otherwise not hear of.
 
         Its precision stays that of the config, whatever ``half()`` makes of the head: features, and the recipe that
-        names them, depend on it, and some autoencoders overflow in float16.
+        names them, depend on it, and some autoencoders overflow in float16. Its values stay, too: ``to_empty()``, by
+        which FSDP's ``skip_init_weights`` gives a model its place that was built on the meta device, loads them.
         """
         super()._apply(fn, recurse)
-        if self._frozen.model is not None:
-
-            def move(tensor: Tensor) -> Tensor:
-                moved = fn(tensor)
-                return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-            self._frozen.model._apply(move)
+        model = self._frozen.model
+        device = fn(torch.empty(0, device='meta' if model is None else model.device)).device
+        if model is not None:
+            model.to(device)
+        elif device.type != 'meta':
+            self._frozen.model = self.spec.load(all_taps(self.alternatives)).to(device)
         return self
 
     def follow(self, device: torch.device) -> None:

@@ -186,7 +186,9 @@ def read_run(folder: Path) -> Run:
     ]
     metric, value, seconds, end = _result(config, [line for lines in [*logs.values(), *made_up] for line in lines])
     checkpoint = _checkpoint(folder, last.parent.name, *end)
-    state, meta = checkpoint['state_dict'], checkpoint['meta']
+    # Strategies of mmengine's write the prefix of the wrapper.
+    state = {name.removeprefix('module.'): value for name, value in checkpoint['state_dict'].items()}
+    meta = checkpoint['meta']
     missing = [name for name in (RECIPE, TIMESTEP, TAPS) if f'backbone.{name}' not in state]
     if missing:
         raise Incomplete(

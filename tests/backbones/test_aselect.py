@@ -285,6 +285,19 @@ def test_to_moves_the_frozen_model_along_and_leaves_it_its_precision():
     assert backbone.diffusion.device.type == 'meta'
 
 
+def test_a_model_that_gets_its_place_late_has_its_frozen_weights():
+    """FSDP's ``skip_init_weights`` builds a model on the meta device, and gives it memory by ``to_empty()``."""
+    exact = build()(images())[0]
+    with torch.device('meta'):
+        late = nn.Sequential(build(), nn.Conv2d(16, 2, 1))
+    with pytest.raises(InputError, match='was built on the meta device and has no weights'):
+        _ = late.half().to('meta')[0].diffusion
+    late.to_empty(device='cpu')
+    torch.testing.assert_close(late[0](images())[0], exact)
+    # Once there, they keep their values.
+    torch.testing.assert_close(late.to_empty(device='cpu')[0](images())[0], exact)
+
+
 def test_half_gives_maps_in_the_dtype_of_the_images():
     exact = build()(images())[0]
     model = nn.Sequential(build(), nn.Conv2d(16, 2, 1)).half()
