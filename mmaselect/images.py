@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from mmaselect.diffusion.memory import check_batch_size, fit_batch_size
 from mmaselect.diffusion.reader import FrozenDiffusion, pad_to_cells
 from mmaselect.errors import InputError
+from mmaselect.progress import working
 from mmaselect.unreadable import Unreadable
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm')
@@ -111,7 +112,8 @@ class ImageSource(ABC):
         first = next(iter(self.batches(range(len(self)))), None)
         self.unreadable = counted
         if first is not None:
-            self.batch_size = fit_batch_size(model, first.images[0], group, passes)
+            with working('measuring how many images fit memory'):
+                self.batch_size = fit_batch_size(model, first.images[0], group, passes)
 
     def batches(
         self, indices: Sequence[int], first_group: int = 0, rank: int = 0, world_size: int = 1

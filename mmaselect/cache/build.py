@@ -30,7 +30,7 @@ from mmaselect.errors import InputError, NotFinite, naming
 from mmaselect.files import write_json
 from mmaselect.hooks.images import backends_of, check_seeded, name_of, pipelines_of, read_seeded, transforms_of
 from mmaselect.hooks.ranks import all_ranks
-from mmaselect.progress import progress_bar
+from mmaselect.progress import PATIENCE, progress_bar, working
 from mmaselect.unreadable import Unreadable
 
 #: Another version of one of these may make other pixels or other features of the same image.
@@ -127,7 +127,8 @@ class FeatureCache:
             if rank == 0:
                 write_json(self.store.folder / 'description.json', self.description)
             shards = self.store.shards()
-            self.store.verify(shards[rank::world_size])
+            with working('verifying the feature cache'):
+                self.store.verify(shards[rank::world_size])
         samples = self._fingerprints()
         with all_ranks():
             self.store.refresh()
@@ -183,8 +184,10 @@ class FeatureCache:
                 return error
 
         found: list[bytes | None] = []
-        with all_ranks(), ThreadPoolExecutor(8) as pool:
+        bar = progress_bar(total=len(mine), desc='hashing images', unit='images', delay=PATIENCE, leave=False)
+        with all_ranks(), bar, ThreadPoolExecutor(8) as pool:
             for index, result in zip(mine, pool.map(read, mine), strict=True):
+                bar.update()
                 if isinstance(result, Exception):
                     self.unreadable.add(name_of(self.dataset, index), result)
                 found.append(None if isinstance(result, Exception) else result)
@@ -241,17 +244,19 @@ class FeatureCache:
     def _compute(self, work: Sequence[tuple[str, int]], show: bool) -> None:
         rows: dict[str, dict[str, Tensor]] = {}
         size, places = 0, dict(work)
-        with progress_bar(total=len(work), desc='feature cache', unit='view', disable=not show) as bar:
+        taken = 0
+        with progress_bar(total=len(work), desc='feature cache', unit='images', disable=not show) as bar:
             for keys, batch in self._batches(work):
                 with naming(lambda key: name_of(self.dataset, places[key]), keys):
                     read = self._read(batch)
                 for key, row in zip(keys, read, strict=True):
                     rows[key] = row
                     size += sum(value.nbytes for value in row.values())
+                bar.set_postfix_str(f'{(taken + size) / 1e6:.0f} MB', refresh=False)
                 bar.update(len(keys))
                 if size >= SHARD_BYTES:
                     self.store.write(rows)
-                    rows, size = {}, 0
+                    rows, taken, size = {}, taken + size, 0
             if rows:
                 self.store.write(rows)
 
