@@ -158,12 +158,11 @@ def print_table(selection, accuracy):
         )
 
 
-def main():
+def demo(work_dir):
     started = time.perf_counter()
     from mmaselect.evaluation.probe import probe
     from mmaselect.selection.report import Selection, plot, read_selection
 
-    work_dir = Path(args.work_dir)
     prepare(work_dir / 'digits')
     cfg = read_config(work_dir)
     again = resume(cfg, work_dir)
@@ -190,7 +189,7 @@ def main():
     say(NEXT.format(config=os.path.relpath(CONFIG), option=option, work_dir=work_dir))
 
 
-if __name__ == '__main__':
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work-dir', default='work_dirs/demo')
     args = parser.parse_args()
@@ -201,4 +200,8 @@ if __name__ == '__main__':
     import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
     from mmaselect import cli
 
-    cli.run(main)
+    cli.run(lambda: demo(Path(args.work_dir)))
+
+
+if __name__ == '__main__':
+    main()
