@@ -50,7 +50,7 @@ if __name__ == '__main__':
         license='Apache-2.0',
         python_requires='>=3.11',
         packages=find_packages(include=['mmaselect', 'mmaselect.*']),
-        package_data={'mmaselect': ['py.typed', 'assets/**/*']},
+        package_data={'mmaselect': ['py.typed', 'assets/**/*', 'pages/templates/*']},
         cmdclass={'build_py': BuildPy},
         entry_points={'console_scripts': ['mmaselect = mmaselect.__main__:main']},
         install_requires=read_requirements('runtime'),

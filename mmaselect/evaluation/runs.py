@@ -99,6 +99,7 @@ class Run:
         training_seconds: Of the training iterations, by the log.
         settings: The config, flattened, without what does not change the result.
         finished: When the last checkpoint was written, ``YYYY-MM-DD``.
+        log: The file that ``value`` was read from.
     """
 
     folder: Path
@@ -114,6 +115,7 @@ class Run:
     selection_seconds: float | None
     training_seconds: float
     finished: str
+    log: Path
     settings: dict[str, Any] = field(repr=False)
 
     @property
@@ -211,6 +213,7 @@ def read_run(folder: Path) -> Run:
         selection_seconds=selection.get('seconds'),
         training_seconds=seconds,
         finished=time.strftime('%Y-%m-%d', time.strptime(meta['time'], '%Y%m%d_%H%M%S')),
+        log=last / 'scalars.json',
         settings=settings,
     )
 
@@ -257,7 +260,7 @@ def _read_evaluation(folder: Path) -> Run:
         taps=', '.join(dict.fromkeys(f'{tap.block} {tap.component}' for tap in taps)), recipe=recipe,
         criterion=selection.get('criterion_label'), block_evaluations=selection.get('block_evaluations'),
         selection_seconds=selection.get('seconds'), training_seconds=0.0, finished=finished,
-        settings=_settings(config),
+        log=folder / EVALUATION, settings=_settings(config),
     )  # fmt: skip
 
 
