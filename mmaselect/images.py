@@ -197,6 +197,11 @@ def _to_tensor(picture: Any) -> Tensor:
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 127.5 - 1
 
 
+def list_images(folder: str | Path) -> list[Path]:
+    """The images in a folder and the folders in it, by name."""
+    return sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in EXTENSIONS)
+
+
 class Images(ImageSource):
     """Images that a user has at hand: a tensor, a folder, a list of files.
 
@@ -240,7 +245,7 @@ class Images(ImageSource):
             folder = Path(images)
             if not folder.is_dir():
                 raise InputError(f'images={str(images)!r} is not a folder')
-            self.files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in EXTENSIONS)
+            self.files = list_images(folder)
         else:
             self.files = [Path(path) for path in images]
         if not len(self):

@@ -16,13 +16,13 @@ spec = importlib.util.spec_from_file_location('demo', {str(ROOT / 'tools/demo.py
 demo = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(demo)
 demo.IMAGES = dict(train=150, test=60)
-whole = demo.read_config
+whole, rate = demo.read_config, float(sys.argv.pop())
 
 def short(work_dir):
     cfg = whole(work_dir)
     cfg.custom_hooks[0].update(timesteps=[0, 400, 900], num_images=40, batch_size=16)
     cfg.train_cfg.update(max_epochs=3, val_interval=3)
-    cfg.optim_wrapper.optimizer.lr = float(sys.argv.pop())
+    cfg.optim_wrapper.optimizer.lr = rate
     return cfg
 
 demo.read_config = short
