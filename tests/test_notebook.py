@@ -35,7 +35,7 @@ def test_the_ten_lines_for_scikit_learn():
     """The page's example is that of the docstring, and works."""
     (example,) = re.findall(r'```python\n(.*?)```', (PAGES / 'sklearn.md').read_text(), re.DOTALL)
     docstring = inspect.getdoc(mmaselect.extract)
-    assert textwrap.indent(example.partition('import mmaselect\n\n')[2], '    ') in docstring + '\n'
+    assert textwrap.indent(example.partition('import mmaselect\n\n')[2], ' ' * 8) in docstring + '\n'
     names: dict = {}
     exec(example, names)
     assert names['accuracy'] > 0.94

@@ -93,14 +93,16 @@ def extract(
         InputError: If an argument is out of range.
 
     Example:
-        digits = load_digits()
-        images = torch.tensor(digits.images / 16)[:, None].expand(-1, 3, -1, -1).float()
-        images = torch.nn.functional.interpolate(images, size=16, mode='bicubic').clamp(0, 1)
-        model = dict(type='SiT', pretrained='mmaselect://dit-nano_digits', latent='pixels')
-        train, test, classes, expected = train_test_split(images, digits.target, random_state=0)
-        selection = mmaselect.select(model, train, block=3, component='output', num_images=64)
-        features, unseen = (mmaselect.extract(model, part, selection, pool=True) for part in (train, test))
-        accuracy = LogisticRegression(max_iter=300).fit(features, classes).score(unseen, expected)
+        What scikit-learn asks for, at a timestep that is selected without labels::
+
+            digits = load_digits()
+            images = torch.tensor(digits.images / 16)[:, None].expand(-1, 3, -1, -1).float()
+            images = torch.nn.functional.interpolate(images, size=16, mode='bicubic').clamp(0, 1)
+            model = dict(type='SiT', pretrained='mmaselect://dit-nano_digits', latent='pixels')
+            train, test, classes, expected = train_test_split(images, digits.target, random_state=0)
+            selection = mmaselect.select(model, train, block=3, component='output', num_images=64)
+            features, unseen = (mmaselect.extract(model, part, selection, pool=True) for part in (train, test))
+            accuracy = LogisticRegression(max_iter=300).fit(features, classes).score(unseen, expected)
     """
     draw = policy_noise(noise, seed)
     if isinstance(timestep, Selection):
