@@ -21,7 +21,7 @@ NOT_PINNED := --deselect tests/test_packaging.py::test_the_installed_versions_ar
 .PHONY: demo test docs docs-links soak lowest newest lint clean
 
 demo: $(STAMP)
-	$(BIN)/python tools/demo.py
+	@$(BIN)/python tools/demo.py
 
 test: $(STAMP)
 	$(BIN)/ruff check .
@@ -60,7 +60,8 @@ TRIED := $(addprefix tests/,test_compat.py test_readme.py \
 newest: $(NEWEST)/.installed
 	$(NEWEST)/bin/python -m pip install -q --no-deps --force-reinstall $(NEWEST)/wheel/*.whl
 	$(NEWEST)/bin/pytest $(PARALLEL) tests/stack/every_order_of_imports.py $(if $(FULL),tests $(NOT_PINNED),$(TRIED))
-	$(NEWEST)/bin/python tools/demo.py
+	rm -rf $(NEWEST)/demo
+	$(NEWEST)/bin/python tools/demo.py --work-dir $(NEWEST)/demo
 
 # README's line is taken from README, so that the two cannot differ; what only the tests need comes after it.
 README_EXTRAS = $(shell sed -n "s/^pip install 'mmaselect\(\[[a-z,]*\]\)'.*/\1/p" README.md)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from mmaselect.diffusion.memory import check_batch_size, fit_batch_size
 from mmaselect.diffusion.reader import FrozenDiffusion, pad_to_cells
 from mmaselect.errors import InputError
+from mmaselect.progress import working
 from mmaselect.unreadable import Unreadable
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm')
@@ -111,7 +112,8 @@ class ImageSource(ABC):
         first = next(iter(self.batches(range(len(self)))), None)
         self.unreadable = counted
         if first is not None:
-            self.batch_size = fit_batch_size(model, first.images[0], group, passes)
+            with working('measuring how many images fit memory'):
+                self.batch_size = fit_batch_size(model, first.images[0], group, passes)
 
     def batches(
         self, indices: Sequence[int], first_group: int = 0, rank: int = 0, world_size: int = 1
@@ -195,6 +197,11 @@ def _to_tensor(picture: Any) -> Tensor:
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 127.5 - 1
 
 
+def list_images(folder: str | Path) -> list[Path]:
+    """The images in a folder and the folders in it, by name."""
+    return sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in EXTENSIONS)
+
+
 class Images(ImageSource):
     """Images that a user has at hand: a tensor, a folder, a list of files.
 
@@ -238,7 +245,7 @@ class Images(ImageSource):
             folder = Path(images)
             if not folder.is_dir():
                 raise InputError(f'images={str(images)!r} is not a folder')
-            self.files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in EXTENSIONS)
+            self.files = list_images(folder)
         else:
             self.files = [Path(path) for path in images]
         if not len(self):

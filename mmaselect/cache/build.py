@@ -32,7 +32,7 @@ from mmaselect.errors import InputError, NotFinite, naming
 from mmaselect.files import write_json
 from mmaselect.hooks.images import backends_of, check_seeded, name_of, pipelines_of, read_seeded, transforms_of
 from mmaselect.hooks.ranks import all_ranks
-from mmaselect.progress import progress_bar
+from mmaselect.progress import PATIENCE, progress_bar, working
 from mmaselect.unreadable import Unreadable
 
 #: Another version of one of these may make other pixels or other features of the same image.
@@ -136,7 +136,7 @@ class FeatureCache:
             if rank == 0:
                 write_json(self.store.folder / 'description.json', self.description)
             shards, moment = self.store.shards(), self.store.clock()
-        with all_ranks():
+        with all_ranks(), working('verifying the feature cache'):
             self.store.verify(shards[rank::world_size], since=0 if verify_all else self.store.verified_until())
         samples = self._fingerprints()
         readable = samples.any(1)
@@ -192,10 +192,15 @@ class FeatureCache:
         local = all(one in (None, {'backend': 'local'}) for one in self._backends.values())
         folder = self.store.folder / 'contents' if local else None
 
+        bar = progress_bar(
+            total=self.unreadable.total, desc='hashing images', unit='images', delay=PATIENCE, leave=False
+        )
+
         def read(index: int) -> Found:
             info = dataset.get_data_info(index)
             files = list(files_of(info))
             stamp = stamp_of(files)
+            bar.update()
             labels = np.size(info.get('gt_label', 0))
             if labels != 1:
                 raise InputError(
@@ -207,11 +212,14 @@ class FeatureCache:
             except UnreadableFile as error:
                 return error, files, stamp
 
-        found = []
-        with all_ranks(), ThreadPoolExecutor(8) as threads:
+        found, done = [], 0
+        with all_ranks(), bar, ThreadPoolExecutor(8) as threads:
             for indices in mine:
                 digests, errors = read_block(folder, dataset, indices, read, threads)
                 found.append(digests)
+                # Files that have not changed are not read.
+                done += len(indices)
+                bar.update(done - bar.n)
                 for index, error in errors.items():
                     self.unreadable.add(name_of(self.dataset, index), error)
         parts = dist.all_gather_object(found)
@@ -269,17 +277,19 @@ class FeatureCache:
     def _compute(self, work: Sequence[tuple[str, int]], show: bool) -> None:
         rows: dict[str, dict[str, Tensor]] = {}
         size, places = 0, dict(work)
-        with progress_bar(total=len(work), desc='feature cache', unit='view', disable=not show) as bar:
+        taken = 0
+        with progress_bar(total=len(work), desc='feature cache', unit='images', disable=not show) as bar:
             for keys, batch in self._batches(work):
                 with naming(lambda key: name_of(self.dataset, places[key]), keys):
                     read = self._read(batch)
                 for key, row in zip(keys, read):
                     rows[key] = row
                     size += sum(value.nbytes for value in row.values())
+                bar.set_postfix_str(f'{(taken + size) / 1e6:.0f} MB', refresh=False)
                 bar.update(len(keys))
                 if size >= SHARD_BYTES:
                     self.store.write(rows)
-                    rows, size = {}, 0
+                    rows, taken, size = {}, taken + size, 0
             if rows:
                 self.store.write(rows)
 

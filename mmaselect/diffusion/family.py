@@ -12,7 +12,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import takewhile
 from typing import Any, ClassVar
 
@@ -42,6 +42,7 @@ from mmaselect.diffusion.network import (
 from mmaselect.diffusion.noise import DDPM, ForwardProcess, RectifiedFlow
 from mmaselect.diffusion.taps import AUTO_COMPONENTS, Tap
 from mmaselect.errors import InputError
+from mmaselect.progress import working
 
 #: A model of diffusers: torch's annotations take each of its attributes for a tensor or a module.
 DiffusersModule = Any
@@ -384,6 +385,7 @@ class Family(nn.Module, ABC):
         compiled = [name for number, name in enumerate(blocks[: self.last_block]) if number not in read]
         fold(self.transformer, plan, self._constants, compiled)
         compile_blocks([self.transformer.get_submodule(name) for name in compiled], self._compile)
+        self._to_compile = bool(compiled)
 
     def narrow(self, taps: Sequence[Tap]) -> None:
         """Reads fewer taps from now on, and drops in place what they do not need.
@@ -429,6 +431,7 @@ class Family(nn.Module, ABC):
         prompt = {name: getattr(self, name) for name in self.prompt_widths(self.transformer.config)}
         try:
             with (
+                working('compiling the blocks') if self._to_compile else nullcontext(),
                 attention_kernel(self._attention),
                 compiling(self._compile),
                 reading(
@@ -439,6 +442,7 @@ class Family(nn.Module, ABC):
             ):
                 time = torch.full((len(latent),), self.time(timestep), device=device)
                 self.transformer(**self.arguments(self.transformer.config, latent, time, prompt), return_dict=False)
+            self._to_compile = False
         except RuntimeError as error:
             line = missing_kernel(error, self._attention, device)
             if line is None:

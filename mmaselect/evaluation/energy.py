@@ -13,6 +13,7 @@ from mmaselect.diffusion.reader import FrozenDiffusion
 from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import naming
 from mmaselect.images import Batch
+from mmaselect.progress import PATIENCE, progress_bar
 from mmaselect.selection.features import Features
 
 #: What differs between noises, what all images share, what is left for the image.
@@ -44,7 +45,7 @@ def energy_parts(
         ``share`` and its ``HFR``.
     """
     sums: dict[tuple[Tap, float], torch.Tensor] = {}
-    for batch in batches:
+    for batch in progress_bar(iterable=batches, desc='energy', unit='batches', delay=PATIENCE, leave=False):
         latent = model.encode(batch.padded(model.multiple).images)
         shape = tuple(latent.shape[1:])
         noises = [seeded_noise(shape, seed, index, draw) for draw in (0, 1) for index in batch.indices]
