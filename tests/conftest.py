@@ -30,6 +30,11 @@ def pytest_addoption(parser):
     parser.addoption('--soak', action='store_true', help='run the harnesses in full: kills, ranks, long runs')
 
 
+def needs_torch(least, what):
+    """Marks a test of what older versions of torch do not have."""
+    return pytest.mark.skipif(torch.__version__ < least, reason=f'{what} needs torch >= {least}')
+
+
 #: What takes longest is begun first, so that neither of two workers waits for the other at the end.
 LONGEST = ('test_tools', 'test_faults', 'test_configs', 'test_evaluation', 'test_cache', 'test_disks', 'test_toolboxes')
 

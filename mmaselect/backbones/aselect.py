@@ -16,6 +16,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from mmaselect.diffusion.acceleration import autocast_dtype
 from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.noise import NOISES, pixel_noise, seeded_noise
 from mmaselect.diffusion.reader import FrozenDiffusion
@@ -444,7 +445,7 @@ class ASelectDiT(BaseModule):
         return tuple(value.contiguous() if value.device.type == 'cpu' else value for value in read)
 
     def _amp_applies(self, images: Tensor) -> bool:
-        return self.spec.dtype == torch.float32 and torch.is_autocast_enabled(images.device.type)
+        return self.spec.dtype == torch.float32 and autocast_dtype(images.device) is not None
 
     def _make_noise(self, images: Tensor, shape: tuple[int, ...]) -> Tensor:
         if self.noise == 'fixed':

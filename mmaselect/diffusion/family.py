@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mmaselect.diffusion.acceleration import (
     attention_kernel,
+    autocast_dtype,
     check_attention,
     check_compile,
     compile_blocks,
@@ -156,7 +157,7 @@ class Family(nn.Module, ABC):
 
         if not cls.is_available():
             raise InputError(
-                f'type={cls.name!r} needs diffusers >= {cls.least_diffusers}: {diffusers.__version__} is installed'
+                f'type={cls.name!r} needs diffusers >= {cls.least_diffusers}, found {diffusers.__version__}'
             )
         return getattr(diffusers, cls.class_names[0])
 
@@ -424,10 +425,7 @@ class Family(nn.Module, ABC):
         """
         self._check(latent)
         size, device = (latent.shape[2], latent.shape[3]), latent.device
-        # The meta device has no autocast.
-        known = torch.amp.is_autocast_available(device.type)
-        autocast = known and torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-        self._constants.begin((timestep, autocast), len(latent))
+        self._constants.begin((timestep, autocast_dtype(device)), len(latent))
         prompt = {name: getattr(self, name) for name in self.prompt_widths(self.transformer.config)}
         try:
             with (

@@ -18,6 +18,7 @@ from mmaselect.diffusion.hub import EMBEDDED, WEIGHTS, Source
 from mmaselect.diffusion.noise import seeded_noise
 from mmaselect.errors import InputError, unknown
 from mmaselect.progress import PATIENCE, progress_bar, working
+from mmaselect.unpickling import admit
 
 __all__ = ['EMBEDDED', 'WEIGHTS', 'Identity', 'Source', 'Tensors', 'load_into']
 
@@ -30,6 +31,9 @@ SCALES = re.compile(
     r'(.*\.)?(absmax|nested_absmax|quant_map|nested_quant_map|quant_state\..*|SCB|weight_format|scaled_fp8|'
     r'scale_weight|scale_input|weight_scale(_inv|_2)?|input_scale|_scale|_data|qweight|qzeros|wscales)'
 )
+# Training scripts store their argparse.Namespace: a plain holder of values.
+admit([(argparse.Namespace, 'argparse.Namespace')])
+
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
@@ -53,10 +57,8 @@ def read_pickle(path: Path) -> Any:
         InputError: If it is none, or holds more than tensors and plain values.
     """
     try:
-        # Training scripts store their argparse.Namespace: a plain holder of values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            # Of a zip file only the tensors that are used are read from the disk.
-            return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+        # Of a zip file only the tensors that are used are read from the disk.
+        return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         named = re.search(r'GLOBAL (\S+)', str(error))
         reason = f'it would run {named[1]}, which is refused' if named else 'it is no file of tensors'

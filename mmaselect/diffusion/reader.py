@@ -173,6 +173,10 @@ class FrozenDiffusion(nn.Module):
         return all_maps(self.read, latent, noise, timestep)
 
 
+#: Before torch 2.3 nothing says so, and a graph breaks there.
+_is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)
+
+
 def check_finite(maps: Tensor, tap: Tap, timestep: float, latent: Tensor) -> None:
     """Checks a map, in one reduction; what is traced or exported has no values to look at.
 
@@ -185,7 +189,7 @@ def check_finite(maps: Tensor, tap: Tap, timestep: float, latent: Tensor) -> Non
     Raises:
         NotFinite: If it holds NaN or infinity.
     """
-    if maps.is_meta or torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if maps.is_meta or torch.jit.is_tracing() or _is_compiling():
         return
     if torch.stack(torch.aminmax(maps.detach())).isfinite().all():
         return

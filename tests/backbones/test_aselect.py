@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, needs_torch
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import get_state_dict, load_state_dict
@@ -304,8 +304,9 @@ def test_half_gives_maps_in_the_dtype_of_the_images():
     maps = model[0](images().half())[0]
     assert maps.dtype == torch.float16
     torch.testing.assert_close(maps.float(), exact, rtol=2e-3, atol=2e-3)
-    assert model[1](maps).dtype == torch.float16
     assert build()(images().double())[0].dtype == torch.float64
+    if torch.__version__ >= '2.6':  # before, there is no convolution in float16 on a CPU
+        assert model[1](maps).dtype == torch.float16
 
 
 def test_what_the_toolboxes_tools_ask_of_a_backbone():
@@ -366,7 +367,10 @@ class Classifier(nn.Module):
     'export',
     [
         lambda model: torch.jit.trace(model, images()),
-        lambda model: torch.export.export(model, (images(),), strict=False).module(),
+        pytest.param(
+            lambda model: torch.export.export(model, (images(),), strict=False).module(),
+            marks=needs_torch('2.6', 'torch.export'),
+        ),
     ],
 )
 def test_an_exported_model_has_the_noise_as_a_constant(export):
@@ -464,6 +468,7 @@ def test_an_image_that_is_not_finite_is_named(training):
         backbone(batch)
 
 
+@needs_torch('2.6', 'float16 on a CPU')
 def test_a_dtype_that_overflows_is_no_fault_of_an_image():
     backbone = build(diffusion=dict(PIXELS, dtype='float16'), component='output')
     backbone(images(3))
@@ -482,6 +487,7 @@ def test_images_that_are_not_rgb(shape):
         build()(torch.zeros(shape))
 
 
+@needs_torch('2.6', 'torch.export')
 def test_what_is_exported_is_not_looked_at():
     backbone = build().eval()
     expected = backbone(images())[0]
