@@ -1,17 +1,20 @@
 # make demo   sets up and runs the demo          make test   sets up and passes the tests
 # make soak   runs the harnesses in full          make lint   ruff
 # make docs   builds docs/_build/html      make docs-links checks its links to other sites, too
-# make lowest runs the tests with the lowest versions that setup.py admits
+# make lowest runs the tests with the lowest versions that setup.py admits, on Python 3.9 (LOWEST_PYTHON=...)
 # make newest installs README's pip line as a user would and tries what README shows; FULL=1 runs all tests, too
 # make clean  removes what the others made
 # In CI, make test runs lowest and newest as well. requirements/README.md says what each set of versions is for.
 PYTHON ?= python3
+# Python 3.9, where it runs: by its name, or by pyenv, whose shim is there without it.
+LOWEST_PYTHON ?= $(shell for python in python3.9 'env PYENV_VERSION=3.9 python3.9' $(PYTHON); do \
+	if $$python -c '' 2> /dev/null; then echo "$$python"; break; fi; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 NEWEST := .venv-newest
-EXTRAS := lite,mmpretrain,mmseg,demo,prompt,tests
+EXTRAS := lite,mmpretrain,mmseg,mmdet,demo,prompt,tests
 INPUTS := setup.py pyproject.toml $(wildcard requirements/*.txt)
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PYTEST := -m pytest $(PARALLEL)
@@ -21,7 +24,7 @@ NOT_PINNED := --deselect tests/test_packaging.py::test_the_installed_versions_ar
 .PHONY: demo test docs docs-links soak lowest newest lint clean
 
 demo: $(STAMP)
-	$(BIN)/python tools/demo.py
+	@$(BIN)/python tools/demo.py
 
 test: $(STAMP)
 	$(BIN)/ruff check .
@@ -60,12 +63,13 @@ TRIED := $(addprefix tests/,test_compat.py test_readme.py \
 newest: $(NEWEST)/.installed
 	$(NEWEST)/bin/python -m pip install -q --no-deps --force-reinstall $(NEWEST)/wheel/*.whl
 	$(NEWEST)/bin/pytest $(PARALLEL) tests/stack/every_order_of_imports.py $(if $(FULL),tests $(NOT_PINNED),$(TRIED))
-	$(NEWEST)/bin/python tools/demo.py
+	rm -rf $(NEWEST)/demo
+	$(NEWEST)/bin/python tools/demo.py --work-dir $(NEWEST)/demo
 
 # README's line is taken from README, so that the two cannot differ; what only the tests need comes after it.
 README_EXTRAS = $(shell sed -n "s/^pip install 'mmaselect\(\[[a-z,]*\]\)'.*/\1/p" README.md)
 $(NEWEST)/.installed: $(INPUTS) README.md | $(NEWEST)/wheel
-	for extras in '$(README_EXTRAS)' '[demo,prompt,tests]'; do \
+	for extras in '$(README_EXTRAS)' '[mmdet,demo,prompt,tests]'; do \
 		$(NEWEST)/bin/python -m pip install -q -U --upgrade-strategy eager "$$(echo $(NEWEST)/wheel/*.whl)$$extras" \
 			|| exit 1; done
 	touch $@
@@ -83,11 +87,13 @@ lint: $(STAMP)
 
 $(STAMP): CONSTRAINTS := requirements/constraints.txt
 $(STAMP): EXTRAS := $(EXTRAS),docs
+$(STAMP): BASE = $(PYTHON)
 $(LOWEST)/.installed: CONSTRAINTS := requirements/lowest.txt
+$(LOWEST)/.installed: BASE = $(LOWEST_PYTHON)
 # The stamp is touched last, so that an interrupted installation is taken up again.
 # torch first and alone: with it installed, what depends on it does not pull another build.
 %/.installed: $(INPUTS)
-	test -x $*/bin/python || $(PYTHON) -m venv $*
+	test -x $*/bin/python || $(BASE) -m venv $*
 	$*/bin/python -m pip install -q -c $(CONSTRAINTS) 'setuptools<81' wheel
 	$*/bin/python -m pip install -q -c $(CONSTRAINTS) torch
 	$*/bin/python -m pip install -q -c $(CONSTRAINTS) --no-build-isolation -e '.[$(EXTRAS)]'

@@ -27,11 +27,11 @@ if find_spec('mmengine') is not None:
     from mmaselect.heads import AggregationHead, PixelEnsembleHead
     from mmaselect.hooks import TimestepSelectionHook
     from mmaselect.matchers import FeatureMatcher
-    from mmaselect.necks import ActivationAggregation, AttentionPooling, SoftmaxFusion
+    from mmaselect.necks import ActivationAggregation, AttentionPooling, SimplePyramid, SoftmaxFusion
 
     __all__ += [
         'PCK', 'ASelectDiT', 'ActivationAggregation', 'AggregationHead', 'AttentionPooling', 'FeatureCacheHook',
-        'FeatureMatcher', 'PixelEnsembleHead', 'SoftmaxFusion', 'TimestepSelectionHook',
+        'FeatureMatcher', 'PixelEnsembleHead', 'SimplePyramid', 'SoftmaxFusion', 'TimestepSelectionHook',
     ]  # fmt: skip
 
 from mmaselect.apis import extract, load, select  # noqa: E402

@@ -9,10 +9,13 @@ from pathlib import Path
 #: Tool of each command, below ``tools/``.
 COMMANDS = {
     'select': 'select_timestep.py',
+    'extract': 'extract.py',
     'train': 'train.py',
     'test': 'test.py',
     'cache': 'cache_features.py',
     'leaderboard': 'leaderboard.py',
+    'report': 'report.py',
+    'doctor': 'doctor.py',
     'pretrain': 'pretrain.py',
     'encode-prompt': 'encode_prompt.py',
     'figures': 'analysis_tools/figures.py',

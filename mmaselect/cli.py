@@ -24,6 +24,7 @@ from mmengine.device import get_device
 from mmaselect.datasets.readable import name_broken_files
 from mmaselect.errors import InputError, one_line  # InputError is re-exported: tools raise it
 from mmaselect.files import remove_abandoned
+from mmaselect.threads import set_threads
 from mmaselect.toolboxes import scope_of, type_name
 
 if TYPE_CHECKING:
@@ -398,6 +399,7 @@ def build_runner(cfg: Config, *fields: str) -> Runner:
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
+    set_threads(cfg, get_device())
     return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
 
 

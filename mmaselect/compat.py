@@ -38,6 +38,9 @@ class Repair:
     mend: Callable[[], None]
 
 
+_libraries: list[torch.library.Library] = []
+
+
 def define_torchvision_operators() -> None:
     """Declares the two operators that ``import torchvision`` asks for.
 
@@ -50,13 +53,25 @@ def define_torchvision_operators() -> None:
     """
     import torch
 
+    library = torch.library.Library('torchvision', 'FRAGMENT')
     for name in ('nms', 'qnms'):
         if not hasattr(torch.ops.torchvision, name):
-            torch.library.define(f'torchvision::{name}', '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+            library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+    # A declaration lasts as long as its library.
+    _libraries.append(library)
 
 
 class _MissingOps(types.ModuleType):
-    """Stand-in for ``mmcv._ext``: every attribute is a function that says what is missing."""
+    """Stand-in for ``mmcv._ext``: every attribute is a function that says what is missing, but for ``nms``."""
+
+    @staticmethod
+    def nms(bboxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset: int) -> torch.Tensor:
+        """torchvision's, which is mmcv's with ``offset=0``: a detector can be evaluated with mmcv-lite."""
+        if offset:
+            raise RuntimeError(f"the op 'nms' with offset={offset} needs the full mmcv (pip install mmcv)")
+        from torchvision.ops import nms
+
+        return nms(bboxes, scores, iou_threshold)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name.startswith('__'):
@@ -82,6 +97,28 @@ def provide_mmcv_extension() -> None:
     sys.modules['mmcv._ext'] = module
 
 
+def leave_out_multimodal_models() -> None:
+    """Lets mmpretrain go on without its multimodal models, as it does where their packages are not installed.
+
+    It imports them where it finds pycocotools and transformers, whatever the version of these. With transformers 5 that
+    ends in ``TypeError: NoneType takes no arguments``. mmdet needs pycocotools, and imports mmpretrain if it is there.
+
+    Seen with mmpretrain 1.2.0, transformers 5.23.0 and mmdet 3.3.0.
+    """
+    from mmengine.registry import Registry
+    from mmpretrain import registry
+    from mmpretrain.utils import dependency
+
+    dependency.WITH_MULTIMODAL = False
+    # What was registered before the failure makes place for mmpretrain's placeholders.
+    for one in vars(registry).values():
+        if isinstance(one, Registry):
+            found = [name for name, kind in one.module_dict.items() if kind.__module__.startswith(MULTIMODAL)]
+            for name in found:
+                del one.module_dict[name]
+
+
+MULTIMODAL = 'mmpretrain.models.multimodal'
 #: By the module whose import fails.
 REPAIRS = {
     'torchvision': Repair(
@@ -91,6 +128,10 @@ REPAIRS = {
     'mmcv.ops': Repair(
         lambda error: isinstance(error, ModuleNotFoundError) and error.name == 'mmcv._ext',
         provide_mmcv_extension,
+    ),
+    MULTIMODAL: Repair(
+        lambda error: isinstance(error, (ImportError, TypeError)) and 'transformers' in sys.modules,
+        leave_out_multimodal_models,
     ),
 }
 
@@ -218,24 +259,24 @@ def allow_mmengine_checkpoints() -> None:
     ``getattr``, which they also name, is replaced by :func:`_history_buffer_attribute`.
 
     It cannot wait for the failure: mmengine and the toolboxes call ``torch.load`` themselves, and it has no place to
-    try again. Every torch that has the list needs the entries, so there is no stack on which they are too many.
+    try again. Every torch needs the entries, so there is no stack on which they are too many.
 
-    Seen with torch 2.6.0 to 2.14.1 and mmengine 0.10.6 and 0.10.7.
+    Seen with torch 2.1.0 to 2.14.1 and mmengine 0.10.1 to 0.10.7.
     """
     import numpy as np
-    import torch
     from mmengine.logging.history_buffer import HistoryBuffer
 
-    if not hasattr(torch.serialization, 'add_safe_globals'):
-        return
+    from mmaselect.unpickling import admit
+
     core: Any = np._core if hasattr(np, '_core') else np.core
     multiarray = core.multiarray
     dtypes = [type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'bool')]
-    names = [(_history_buffer_attribute, 'builtins.getattr')]
+    names: list[tuple[Any, str]] = [(_history_buffer_attribute, 'builtins.getattr')]
     for function in ('_reconstruct', 'scalar'):
         # numpy 1 and numpy 2 pickle the same function under two names; a checkpoint may come from either.
         names += [(getattr(multiarray, function), f'numpy.{core}.multiarray.{function}') for core in ('core', '_core')]
-    torch.serialization.add_safe_globals([HistoryBuffer, np.ndarray, np.dtype, *dtypes, *names])
+    classes = [HistoryBuffer, np.ndarray, np.dtype, *dtypes]
+    admit([(one, f'{one.__module__}.{one.__name__}') for one in classes] + names)
 
 
 def allow_cpu_ranks() -> None:
@@ -247,7 +288,7 @@ def allow_cpu_ranks() -> None:
     before they fail, since the runner calls them while it is built. ``SyncBatchNorm``, which refuses tensors on a CPU,
     becomes ordinary batch norm, as mmengine makes it in a single process: each rank then has statistics of its own.
 
-    Seen with mmengine 0.10.6 and 0.10.7 and torch 2.6.0 to 2.14.1.
+    Seen with mmengine 0.10.1 to 0.10.7 and torch 2.1.0 to 2.14.1.
     """
     import atexit
     import functools

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from mmaselect.diffusion.memory import check_batch_size, fit_batch_size
 from mmaselect.diffusion.reader import FrozenDiffusion, pad_to_cells
 from mmaselect.errors import InputError
+from mmaselect.progress import working
 from mmaselect.unreadable import Unreadable
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm')
@@ -51,7 +52,7 @@ class Batch:
         """The batch in whole cells of so many pixels; pixels beyond the border are labelled as none."""
         images, labels = pad_to_cells(self.images, multiple), self.labels
         if labels is not None and labels.dim() == 3:
-            bottom, right = (new - old for new, old in zip(images.shape[-2:], labels.shape[-2:], strict=True))
+            bottom, right = (new - old for new, old in zip(images.shape[-2:], labels.shape[-2:]))
             labels = F.pad(labels, (0, right, 0, bottom), value=IGNORED)
         return replace(self, images=images, labels=labels)
 
@@ -111,7 +112,8 @@ class ImageSource(ABC):
         first = next(iter(self.batches(range(len(self)))), None)
         self.unreadable = counted
         if first is not None:
-            self.batch_size = fit_batch_size(model, first.images[0], group, passes)
+            with working('measuring how many images fit memory'):
+                self.batch_size = fit_batch_size(model, first.images[0], group, passes)
 
     def batches(
         self, indices: Sequence[int], first_group: int = 0, rank: int = 0, world_size: int = 1
@@ -152,7 +154,7 @@ class ImageSource(ABC):
 
 
 def _stack(pending: Sequence[tuple[int, int, Tensor, Tensor | None]]) -> Batch:
-    indices, groups, images, labels = zip(*pending, strict=True)
+    indices, groups, images, labels = zip(*pending)
     known = [label for label in labels if label is not None]
     return Batch(torch.stack(images), indices, torch.stack(known) if len(known) == len(labels) else None, groups)
 
@@ -193,6 +195,11 @@ def read_picture(path: str | Path) -> Tensor:
 
 def _to_tensor(picture: Any) -> Tensor:
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 127.5 - 1
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The images in a folder and the folders in it, by name."""
+    return sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in EXTENSIONS)
 
 
 class Images(ImageSource):
@@ -238,7 +245,7 @@ class Images(ImageSource):
             folder = Path(images)
             if not folder.is_dir():
                 raise InputError(f'images={str(images)!r} is not a folder')
-            self.files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in EXTENSIONS)
+            self.files = list_images(folder)
         else:
             self.files = [Path(path) for path in images]
         if not len(self):

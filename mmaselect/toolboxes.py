@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 #: Toolboxes whose data sets, collating and hooks differ.
-SCOPES = ('mmpretrain', 'mmseg')
+SCOPES = ('mmpretrain', 'mmseg', 'mmdet')
 
 
 def type_name(entry: Any) -> str:

@@ -30,6 +30,11 @@ def pytest_addoption(parser):
     parser.addoption('--soak', action='store_true', help='run the harnesses in full: kills, ranks, long runs')
 
 
+def needs_torch(least, what):
+    """Marks a test of what older versions of torch do not have."""
+    return pytest.mark.skipif(torch.__version__ < least, reason=f'{what} needs torch >= {least}')
+
+
 #: What takes longest is begun first, so that neither of two workers waits for the other at the end.
 LONGEST = ('test_tools', 'test_faults', 'test_configs', 'test_evaluation', 'test_cache', 'test_disks', 'test_toolboxes')
 
@@ -215,13 +220,26 @@ def error_line(done):
     return line
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
+
+
+def start_ranks(count, tool, *arguments, env=None):
+    """Starts a tool in several processes, as Slurm does: nobody watches over them."""
+    shared = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': free_port(), 'WORLD_SIZE': str(count), 'OMP_NUM_THREADS': '1'}
+    return [
+        start_tool(tool, *arguments, '--launcher', 'pytorch',
+                   env={**shared, 'RANK': str(rank), 'LOCAL_RANK': str(rank), **(env or {})})
+        for rank in range(count)
+    ]  # fmt: skip
+
+
 def launch(script, *arguments):
     """Runs ``dist_train.sh`` or ``dist_test.sh``, with the python of this environment first on the path."""
     path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, 'PORT': str(port), 'OMP_NUM_THREADS': '1', 'PATH': path}
+    environment = {**os.environ, 'PORT': free_port(), 'OMP_NUM_THREADS': '1', 'PATH': path}
     # Those of the installed package: beside a wheel, the checkout's would put the checkout in front.
     tools = Path(mmaselect.__file__).parent / '.mim' / 'tools'
     command = ['bash', str(tools / script), *map(str, arguments)]

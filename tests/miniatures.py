@@ -197,6 +197,49 @@ def make_ddpm(root, classes=21):
             np.save(path.with_suffix('.npy'), labels)
 
 
+def make_coco(root):
+    """Dark images of unlike sizes with one bright rectangle, of COCO's first or last class; the last image has none."""
+    import json
+
+    from mmdet.datasets import CocoDataset
+
+    classes = CocoDataset.METAINFO['classes']
+    for split, seed in (('train2017', 0), ('val2017', 100)):
+        categories = [{'id': number, 'name': name} for number, name in enumerate(classes, 1)]
+        content = {'images': [], 'annotations': [], 'categories': categories}
+        for index in range(COUNT):
+            height, width = ((120, 100), (90, 140))[index % 2]
+            image = np.random.default_rng(seed + index).integers(0, 60, (height, width, 3), np.uint8)
+            name, box = f'{seed + index:012d}.jpg', [10 + 5 * index, 20, 40, 48]
+            if index < COUNT - 1:
+                image[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] += 180
+                content['annotations'].append(
+                    dict(id=index + 1, image_id=index + 1, category_id=(1, 80)[index % 2], bbox=box, iscrowd=0,
+                         area=box[2] * box[3], segmentation=[])
+                )  # fmt: skip
+            (root / split).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(root / split / name), image)
+            content['images'].append(dict(id=index + 1, file_name=name, height=height, width=width))
+        file = root / f'annotations/instances_{split}.json'
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(content), encoding='utf-8')
+
+
+def make_nyu(root):
+    """Images at NYU's size, bright at the bottom; what is bright is near, and the depth of the border unknown."""
+    for split, seed in (('train', 0), ('test', 100)):
+        for index in range(COUNT):
+            near = np.linspace(0, 1, 480)[:, None] * np.ones(640)
+            noise = np.random.default_rng(seed + index).integers(0, 30, (480, 640, 3))
+            depth = (1000 + 3000 * (1 - near)).astype(np.uint16)
+            depth[:8] = depth[-8:] = depth[:, :8] = depth[:, -8:] = 0
+            image = noise + 220 * near[..., None]
+            for folder, suffix, content in (('images', 'jpg', image.astype(np.uint8)), ('annotations', 'png', depth)):
+                path = root / folder / split / f'kitchen_{seed + index:04d}.{suffix}'
+                path.parent.mkdir(parents=True, exist_ok=True)
+                assert cv2.imwrite(str(path), content)
+
+
 MAKERS = {
     'SPair71k': make_spair,
     'DatasetDDPM': make_ddpm,
@@ -209,6 +252,8 @@ MAKERS = {
     'ADE20KDataset': make_ade20k,
     'BaseSegDataset': make_camvid,
     'CityscapesDataset': make_cityscapes,
+    'CocoDataset': make_coco,
+    'NYUDataset': make_nyu,
     'CustomDataset': make_folders,
 }
 

@@ -118,6 +118,13 @@ def test_growth_is_fitted_on_a_logarithmic_scale(benchmark):
     assert benchmark.fit_exponent(sizes, [7] * 4) == pytest.approx(0)
 
 
+def test_a_larger_size_is_extrapolated_by_a_power_law(benchmark):
+    sizes = (4000, 13000, 40000)
+    value, exponent = benchmark.extrapolate(sizes, [2e-6 * size for size in sizes], 1.28e6)
+    assert (value, exponent) == (pytest.approx(2.56), pytest.approx(1))
+    assert benchmark.extrapolate(sizes, [size**0.5 for size in sizes], 1e6)[0] == pytest.approx(1000)
+
+
 def test_the_median_leaves_out_the_first_run(benchmark):
     calls = []
     benchmark.interleave(3, lambda: calls.append('a'), lambda: calls.append('b'))

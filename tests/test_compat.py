@@ -104,7 +104,8 @@ def test_torchvision_that_loads_gets_no_operator_from_us():
 
 def test_a_healthy_stack_keeps_no_trace(tmp_path):
     """Operators, patched attributes, modules, finders, loaders and warnings, with the repairs and without."""
-    for name in ('torchvision', 'mmcv', 'mmcv/ops', 'mmcv/_ext', 'pkg_resources'):
+    multimodal = ('mmpretrain', 'mmpretrain/models', 'mmpretrain/models/multimodal')
+    for name in ('torchvision', 'mmcv', 'mmcv/ops', 'mmcv/_ext', 'pkg_resources', *multimodal):
         (tmp_path / name).mkdir()
         (tmp_path / name / '__init__.py').write_text('')
     (tmp_path / 'mmcv/ops/__init__.py').write_text('import mmcv._ext')
@@ -114,11 +115,11 @@ def test_a_healthy_stack_keeps_no_trace(tmp_path):
         import numpy, torch, mmengine.runner, mmengine.device.utils, importlib.metadata
         mmengine.device.utils.DEVICE = 'cuda'
         APPLY
-        import torchvision, mmcv.ops, pkg_resources
+        import torchvision, mmcv.ops, pkg_resources, mmpretrain.models.multimodal
         from mmengine.dist import utils
         from mmengine.model import MMDistributedDataParallel
         sys.modules.pop('compat', None)
-        watched = (torchvision, mmcv.ops, mmcv._ext, pkg_resources)
+        watched = (torchvision, mmcv.ops, mmcv._ext, pkg_resources, mmpretrain.models.multimodal)
         print(json.dumps(dict(
             operators=sorted(torch._C._dispatch_get_all_op_names()),
             attributes=[f.__qualname__ + str(hasattr(f, '__wrapped__'))
@@ -164,8 +165,14 @@ def test_mmseg_imports_with_mmcv_lite():
         import mmseg.models, mmseg.apis, mmpretrain.models, mmpretrain.apis
         import mmcv.ops, torch
         from mmengine.utils.dl_utils.misc import mmcv_full_available
+        boxes = torch.tensor([[0, 0, 2, 2], [0, 0, 2, 3], [5, 5, 6, 6.0]])
+        print(mmcv.ops.nms(boxes, torch.tensor([0.1, 0.9, 0.5]), 0.5)[1].tolist())
         try:
-            print(len(mmcv.ops.nms(torch.rand(2, 4), torch.rand(2), 0.5)))
+            print(len(mmcv.ops.roi_align(torch.rand(1, 1, 4, 4), torch.zeros(2, 5), 2)))
+        except RuntimeError as error:
+            print(error)
+        try:
+            print(mmcv.ops.nms(boxes, torch.ones(3), 0.5, offset=1)[1].tolist())
         except RuntimeError as error:
             print(error)
         print(mmcv_full_available())
@@ -174,10 +181,14 @@ def test_mmseg_imports_with_mmcv_lite():
     assert done.returncode == 0, done.stderr
     if raw.returncode:
         assert "No module named 'mmcv._ext'" in raw.stderr
-        assert "the op 'nms' needs the full mmcv, but mmcv-lite is installed" in done.stdout
-        assert done.stdout.strip().endswith('False')
+        kept, aligned, shifted, full = done.stdout.strip().splitlines()
+        assert kept == '[1, 2]'
+        assert aligned.startswith("the op 'roi_align_forward' needs the full mmcv, but mmcv-lite is installed")
+        assert shifted == "the op 'nms' with offset=1 needs the full mmcv (pip install mmcv)"
+        assert full == 'False'
     else:
-        assert done.stdout.split() == ['2', 'True']
+        assert done.stdout.split('\n')[:2] == ['[1, 2]', '2']
+        assert done.stdout.strip().endswith('True')
 
 
 def test_a_full_mmcv_that_does_not_load_says_so(tmp_path):

@@ -10,7 +10,9 @@ from conftest import ROOT
 
 from mmaselect.evaluation.leaderboard import read_published
 
-FOLDERS = ('classification', 'segmentation', 'correspondence', 'label_scarce', 'demo', 'pretrain')
+FOLDERS = (
+    'classification', 'segmentation', 'detection', 'depth', 'correspondence', 'label_scarce', 'demo', 'pretrain',
+)  # fmt: skip
 
 
 def load(folder):
@@ -61,5 +63,8 @@ def test_the_index_loads_as_mim_and_mmpretrain_load_it():
     names = [model.name for model in index.models]
     assert len(names) == len(set(names)) == sum(len(load(folder)['Models']) for folder in FOLDERS)
     tasks = {result.task for model in index.models for result in model.results or []}
-    assert tasks == {'Image Classification', 'Semantic Segmentation', 'Semantic Correspondence'}
+    assert tasks == {
+        'Image Classification', 'Semantic Segmentation', 'Semantic Correspondence', 'Object Detection',
+        'Depth Estimation',
+    }  # fmt: skip
     assert all((ROOT / model.config).is_file() for model in index.models)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -42,7 +44,7 @@ def test_half_precision_scores_and_chooses_alike(images, exact, dtype):
     for label in (*spectral, views):
         found, expected = half.sweep.curve(label), exact.sweep.curve(label)
         scale = max(expected)
-        errors = [abs(one - two) / scale for one, two in zip(found, expected, strict=True)]
+        errors = [abs(one - two) / scale for one, two in zip_longest(found, expected)]
         assert ALLOWED[dtype] / 1000 < max(errors) < ALLOWED[dtype]
 
 
@@ -52,7 +54,7 @@ def test_a_selection_can_be_repeated_to_the_last_bit(images):
     )
     assert first == second
     for label in first:
-        assert all(one != two for one, two in zip(first[label], other[label], strict=True))
+        assert all(one != two for one, two in zip(first[label], other[label]))
 
 
 def test_features_can_be_repeated_to_the_last_bit(images):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import zipfile
 from importlib import metadata
 
+import pytest
 from conftest import ROOT
 
 
@@ -59,6 +61,34 @@ def test_no_mmcv_is_forced_on_anyone(wheel):
     assert required
     assert not [line for line in required if 'mmcv' in line]
     assert 'Requires-Dist: setuptools<81' in required
+
+
+@pytest.mark.parametrize('wanted', ((), ('torch>=99',)), ids=('as it is', 'asking for more'))
+def test_installing_it_into_a_project_changes_nothing_that_is_there(wheel, wanted):
+    """pip is asked without its index: it can only keep what is installed, or give up."""
+    done = subprocess.run(
+        [sys.executable, '-m', 'pip', 'install', '--dry-run', '--no-index', '--quiet', '--report', '-',
+         f'{wheel}[mmpretrain,mmseg,demo,prompt]', *wanted],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode != 0) is bool(wanted), done.stderr
+    if not wanted:
+        report = json.loads(done.stdout)
+        assert {one['metadata']['name'] for one in report['install']} <= {'mmaselect'}
+
+
+def test_the_lowest_versions_are_the_lower_ends_of_the_ranges():
+    pinned = dict(line.split('==') for line in _lines('lowest'))
+    for file in ('runtime', 'lite', 'mmpretrain', 'mmseg'):
+        for line in _lines(file):
+            name, _, rest = line.partition('>=')
+            if rest:
+                assert pinned[name] in (rest.split(',')[0], f'{rest.split(",")[0]}.0'), name
+
+
+def _lines(name):
+    lines = (ROOT / f'requirements/{name}.txt').read_text().splitlines()
+    return [line for line in lines if line and not line.startswith('#')]
 
 
 def test_the_installed_versions_are_those_of_the_constraints():

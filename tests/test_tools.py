@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import os
@@ -17,6 +18,8 @@ from conftest import DEMO as CONFIG
 from conftest import ROOT, accuracies, error_line, launch, options, run_tool, start_tool
 from mmengine.registry import DefaultScope
 from safetensors import safe_open
+
+from mmaselect.diffusion.recipe import digest
 
 EPOCHS = re.compile(r'Epoch\(train\)\s+\[\s*(\d+)\]')
 
@@ -52,6 +55,16 @@ def test_training_selects_trains_and_saves_little(trained):
     assert 'Trust instance information most.' in printed
     assert f'selected timestep 400, block 2 query, by {label}: sweep' in printed
     assert (folder / 'selection.png').read_bytes().startswith(b'\x89PNG')
+    # The command, and the recipe whose digest the leaderboard shows.
+    assert selection['command'].startswith(f'python {ROOT}/tools/train.py {CONFIG} --work-dir {folder} ')
+    assert digest(selection['recipe']).hex() == selection['request']['recipe']
+    page = (folder / 'report.html').read_text()
+    assert 'Timestep 400, block 2 query' in page
+    assert selection['command'] in html.unescape(page)
+    pictures = json.loads((folder / 'decomposition.json').read_text())
+    assert (pictures['timestep'], pictures['tap']) == (400, 'block 2 query')
+    assert [0 < image['hfr'] < 1 for image in pictures['images']] == [True] * 3
+    assert all(image['name'] in page for image in pictures['images'])
 
     checkpoint = torch.load(folder / 'epoch_3.pth', weights_only=True)
     backbone = {key: value for key, value in checkpoint['state_dict'].items() if key.startswith('backbone')}
@@ -101,7 +114,7 @@ def test_a_checkpoint_over_other_frozen_weights(trained, digits, tmp_path):
     diffusion = dict(_delete_=True, type='SiT', arch=arch, latent='pixels')
     other.write_text(f'_base_ = {str(CONFIG)!r}\nmodel = dict(backbone=dict(diffusion={diffusion!r}))\n')
     done = run_tool('test.py', other, folder / 'epoch_3.pth', '--work-dir', tmp_path, *options(digits))
-    assert re.search(r'trained on other features: .* in the config, .* then', error_line(done))
+    assert re.search(r'trained on other features: .* in the config, .* in training', error_line(done))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ scaled down to fit a CPU: nothing needs to be downloaded.
 
 import argparse
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -73,19 +74,19 @@ class Row:
         return self.ratio >= self.target
 
 
-def interleave(repeats, *works):
+def interleave(repeats, *works, clock=time.perf_counter):
     """Median seconds of each work, run in turns, after one run of each that does not count."""
     times = [[] for _ in works]
     for repeat in range(repeats + 1):
         for number, work in enumerate(works):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            started = time.perf_counter()
+            started = clock()
             work()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if repeat:
-                times[number].append(time.perf_counter() - started)
+                times[number].append(clock() - started)
     return [statistics.median(values) for values in times]
 
 
@@ -428,7 +429,7 @@ def bench_sweep(args, folder):
 
     sweep, expected = ours(), theirs()
     curve = sweep.curve('HFR (sigma 0.25)')
-    difference = max(abs(a - b) for a, b in zip(curve, expected, strict=True))
+    difference = max(abs(a - b) for a, b in zip(curve, expected))
     chosen = timesteps[expected.index(max(expected))]
     if difference > 1e-4 or sweep.choice('HFR (sigma 0.25)') != chosen:
         raise cli.InputError(f'the scores differ by {difference:.2g}: nothing was timed')
@@ -518,13 +519,10 @@ def bench_growth(args, folder):
     rows = []
     for name, sizes in decades.items():
         measured = [
-            [
-                statistics.median(values)
-                for values in zip(*(sweep(**{**base, name: size}) for _ in range(3)), strict=True)
-            ]
+            [statistics.median(values) for values in zip(*(sweep(**{**base, name: size}) for _ in range(3)))]
             for size in sizes
         ]
-        seconds, memory = zip(*measured, strict=True)
+        seconds, memory = zip(*measured)
         exponent = fit_exponent(sizes, seconds)
         rows.append(
             Row(
@@ -540,14 +538,18 @@ def bench_growth(args, folder):
     return rows
 
 
-def bench_cache(args, folder):
-    """Epochs of the demo's head, with and without the cache, through mmengine's own loop."""
+def demo_runners(folder, caches):
+    """Runners of the demo's config, ready to train: their epochs are then run one by one.
+
+    Args:
+        folder: For data and what is written.
+        caches: Settings of the cache by name of the runner; None for one without.
+    """
     from mmengine.config import Config
     from mmengine.registry import LOOPS
     from mmengine.runner import EpochBasedTrainLoop
 
     from mmaselect.cache.hook import FeatureCacheHook
-    from mmaselect.hooks.images import find_backbone, unwrap
 
     class Steps(EpochBasedTrainLoop):
         """Prepares a training, whose epochs are then run one by one."""
@@ -565,21 +567,35 @@ def bench_cache(args, folder):
     subprocess.run([sys.executable, str(tool), str(data)], check=True, stdout=subprocess.DEVNULL)
     config = Path(__file__).parents[1] / 'configs/demo/dit-nano_linear_bs64-20e_digits-16px.py'
     runners = []
-    for name, cache in (('cached', dict(dir=str(folder / 'features'))), ('plain', None)):
+    for name, cache in caches.items():
         cfg = Config.fromfile(config)
         cfg.work_dir = str(folder / name)
         cfg.experiment_name = cfg.visualizer.name = f'benchmark {folder} {name}'
         cfg.model.backbone.update(timestep=0, cache=cache)
         cfg.custom_hooks = [dict(type='FeatureCacheHook')] if cache else []
         cfg.train_cfg = dict(type='Steps', max_epochs=10**6)
-        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
         cfg.param_scheduler, cfg.log_level = [], 'WARNING'
-        cfg.train_dataloader.dataset.data_root = str(data)
+        for split in ('train', 'val', 'test'):
+            cfg[f'{split}_dataloader'].dataset.data_root = str(data)
         cfg.default_hooks.logger.interval = 10**6
         cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=10**6)
         cfg = cli.finish_config(cfg, argparse.Namespace(cfg_options=None, no_pin_memory=False))
         runners.append(cli.build_runner(cfg))
         runners[-1].train()
+    return runners
+
+
+def size_of(folder):
+    """Bytes of the shards below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob('*.safetensors'))
+
+
+def bench_cache(args, folder):
+    """Epochs of the demo's head, with and without the cache, through mmengine's own loop."""
+    from mmaselect.hooks.images import find_backbone, unwrap
+
+    cache = dict(dir=str(folder / 'features'), pool=False)
+    runners = demo_runners(folder, dict(cached=cache, plain=None))
     cached, plain = runners
     backbone, preprocessor = find_backbone(plain), unwrap(plain).data_preprocessor
     images = plain.train_dataloader.dataset
@@ -591,13 +607,299 @@ def bench_cache(args, folder):
     if difference > 2**-8:
         raise cli.InputError(f'cached features differ by {difference:.2g} of the largest: nothing was timed')
     mine, other = interleave(args.repeats, cached.train_loop.run_epoch, plain.train_loop.run_epoch)
-    size = sum(path.stat().st_size for path in (folder / 'features').rglob('*.safetensors'))
+    size = size_of(folder / 'features')
     return [
         Row(
             "an epoch of the demo's head from the cache", 'the same epoch, features computed', f'{1e3 * mine:.0f} ms',
             f'{1e3 * other:.0f} ms', other / mine, 20.0,
             f'{len(images)} images, {size / 1e6:.0f} MB of bfloat16; largest relative difference {difference:.1g}',
         )
+    ]  # fmt: skip
+
+
+def bench_pooled(args, folder):
+    """Epochs of the demo's head from vectors, and from the maps that they are pooled of."""
+    names = ('vectors', 'maps')
+    caches = {name: dict(dir=str(folder / name / 'cache'), dtype='float32', pool=name == 'vectors') for name in names}
+    vectors, maps = demo_runners(folder, caches)
+    # Epochs of milliseconds: by CPU time, so that other processes of the machine do not count.
+    epochs = [runner.train_loop.run_epoch for runner in (vectors, maps)]
+    mine, other = interleave(args.repeats, *epochs, clock=time.process_time)
+    heads = [runner.model.head.state_dict() for runner in (vectors, maps)]
+    found = [runner.val_loop.run()['accuracy/top1'] for runner in (vectors, maps)]
+    if found[0] != found[1] or not all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0]):
+        raise cli.InputError(f'from vectors the accuracy is {found[0]}, from maps {found[1]}')
+    small, large = (size_of(folder / name) for name in names)
+    return [
+        Row(
+            'cache of vectors, demo: bytes', 'cache of maps', f'{small / 1e6:.2f} MB', f'{large / 1e6:.2f} MB',
+            large / small, 50.0, f'float32, labels and keys included; of bfloat16 maps {large / small / 2:.0f}x',
+        ),
+        Row(
+            "an epoch of the demo's head from vectors", 'from maps', f'{1e3 * mine:.0f} ms', f'{1e3 * other:.0f} ms',
+            other / mine, 5.0,
+            f'CPU time; after {args.repeats + 1} epochs the heads are equal to the bit, with {found[0]:.2f} % accuracy',
+        ),
+    ]  # fmt: skip
+
+
+#: Images of ImageNet, and the width of a vector of SD3.5-medium.
+MILLIONS, WIDTH = 1.28e6, 1536
+
+
+@functools.lru_cache
+def measure_cache(folder):
+    """The cache's own part over a decade of images, of which no model sees one.
+
+    Returns:
+        Sizes, and by name a value of each: CPU seconds, bytes, and bytes of memory per image of an open cache.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    from mmaselect.cache.build import keys_of_views
+    from mmaselect.cache.contents import BLOCK, read_block, stamp_of
+    from mmaselect.cache.dataset import CachedFeatures
+    from mmaselect.cache.store import SHARD_BYTES, FeatureStore
+
+    images = [folder / f'image{number}' for number in range(1000)]
+    for image in images:
+        image.write_bytes(b'')
+    # Younger files are not believed.
+    time.sleep(2.5)
+    vectors = torch.rand(4096, WIDTH, 1, 1)
+    per_shard = SHARD_BYTES // (4 * WIDTH + 40)
+
+    class Said:
+        """What a data set of so many images says of them, in mmengine's form."""
+
+        def __init__(self, count):
+            self.data_bytes = np.arange(100 * count, dtype=np.uint8)
+            self.data_address = np.arange(100, 100 * count + 1, 100)
+
+        def __len__(self):
+            return len(self.data_address)
+
+    def digest(number):
+        return number.to_bytes(16, 'big') * 2
+
+    def build(place, count):
+        digests = np.frombuffer(b''.join(map(digest, range(count))), np.uint8).reshape(count, 32)
+        keys = keys_of_views(digests, 1, 0)[:, 0].astype(str).tolist()
+        store = FeatureStore(place)
+        for start in range(0, count, per_shard):
+            rows = {}
+            for number in range(start, min(start + per_shard, count)):
+                label = torch.tensor([number])
+                rows[keys[number]] = {'maps.0': vectors[number % 4096], 'gt_label': label, 'meta.img_shape': label}
+            store.write(rows)
+
+    def open_cache(place, count):
+        """As a training does it: files of images, checksums, keys."""
+        store, said = FeatureStore(place), Said(count)
+        moment = store.clock()
+        store.verify(store.shards(), since=store.verified_until())
+        store.set_verified(moment)
+
+        def read(index):
+            files = [str(images[index % 1000])]
+            return digest(index), files, stamp_of(files)
+
+        blocks = [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
+        with ThreadPoolExecutor(8) as pool:
+            samples = [read_block(place / 'contents', said, block, read, pool)[0] for block in blocks]
+        keys = keys_of_views(np.concatenate(samples), 1, 0)
+        store.refresh()
+        if (store.find(np.unique(keys)) < 0).any():
+            raise cli.InputError('rows of the cache are not found: nothing was timed')
+        return CachedFeatures(store, keys, {})
+
+    def read_epoch(features):
+        generator = torch.Generator().manual_seed(0)
+        for batch in torch.randint(len(features), (50, 64), generator=generator).tolist():
+            features.__getitems__(batch)
+
+    def measure(work, *arguments):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        Path('/proc/self/clear_refs').write_text('5')
+        before, all_before, started = read_status('RssAnon'), read_status('VmRSS'), time.process_time()
+        result = work(*arguments)
+        used, peak = time.process_time() - started, read_status('VmHWM') - all_before
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        return result, used, read_status('RssAnon') - before, peak
+
+    # From one shard on: less is written faster.
+    sizes, found = tuple(per_shard * count for count in (1, 3, 10)), []
+    for count in sizes:
+        place = folder / f'cache{count}'
+        _, built, _, peak = measure(build, place, count)
+        _, first, _, _ = measure(open_cache, place, count)
+        features, again, memory, _ = measure(open_cache, place, count)
+        _, read, _, _ = measure(read_epoch, features)
+        found.append((built, first, again, read / 50, memory, peak, size_of(place)))
+    names = ('build', 'first', 'again', 'read', 'memory', 'peak', 'bytes')
+    return sizes, dict(zip(names, zip(*found)))
+
+
+def extrapolate(sizes, values, size):
+    """What a power law through some values gives for a larger size, and its exponent."""
+    exponent = fit_exponent(sizes, values)
+    return values[-1] * (size / sizes[-1]) ** exponent, exponent
+
+
+def bench_millions(args, folder):
+    """The cache's own part of a million images, extrapolated from a decade."""
+    sizes, found = measure_cache(folder)
+
+    def row(work, name, limit=None):
+        value, exponent = extrapolate(sizes, found[name], MILLIONS)
+        return Row(
+            f'cache of 1.28 million images: {work}', 'linear time' if limit is None else f'{limit} s', f'{value:.3g} s',
+            f'exponent {exponent:.2f}', 1 / max(exponent, 1e-9) if limit is None else limit / value,
+            0.9 if limit is None else 1.0,
+            f'{", ".join(f"{one:.3g}" for one in found[name])} s of CPU time at {", ".join(map(str, sizes))} images',
+        )  # fmt: skip
+
+    size, exponent = extrapolate(sizes, found['bytes'], MILLIONS)
+    memory = (found['memory'][-1] - found['memory'][0]) / (sizes[-1] - sizes[0])
+    return [
+        row('writing vectors', 'build'),
+        row('opening the first time, every byte hashed', 'first'),
+        row('opening again', 'again', limit=10),
+        Row(
+            'cache of 1.28 million images: bytes', 'linear', f'{size / 1e9:.2f} GB', f'exponent {exponent:.3f}',
+            1 / exponent, 0.9,
+            f'{found["bytes"][-1] / sizes[-1]:.0f} bytes an image, {4 * WIDTH} of them the vector; a batch of 64 is '
+            f'read in {", ".join(f"{1e3 * one:.2g}" for one in found["read"])} ms; memory while writing '
+            f'{", ".join(f"{one / 1e6:.0f}" for one in found["peak"])} MB, open {memory:.0f} bytes an image',
+        ),
+    ]  # fmt: skip
+
+
+#: Images of data sets that are extracted on a cluster, and what a GPU is assumed to do.
+CLUSTER = {'ImageNet-21k': 14.2e6, 'LAION-400M': 400e6}
+GPUS, RATE = 64, 200e12
+
+
+def bench_scale(args, folder):
+    """An extraction on a cluster, on paper: SD3.5-medium at 512 pixels, one process per GPU."""
+    from diffusers import AutoencoderKL
+
+    from mmaselect.diffusion.families import SD3
+    from mmaselect.diffusion.latent import VAE_CONFIGS
+
+    config = SD3.complete(SD3.architectures['sd3.5-medium'])
+    with torch.device('meta'), torch.no_grad():
+        widths = SD3.prompt_widths(type('Config', (), config))
+        prompt = {name: value.to('meta') for name, value in zero_prompt(widths, SD3.prompt_tokens).items()}
+        family = SD3(SD3.build(config), [Tap(BLOCK, 'query')], SD3.make_process({}, 1.0), prompt=prompt)
+        work = count_multiply_adds(lambda: family.read(torch.empty(1, 16, 64, 64), 0, lambda tap, value: None))
+        encoder, images = AutoencoderKL(**VAE_CONFIGS[16]), torch.empty(1, 3, 512, 512)
+        work += count_multiply_adds(lambda: encoder.encode(images))
+    sizes, found = measure_cache(folder)
+    memory = (found['memory'][-1] - found['memory'][0]) / (sizes[-1] - sizes[0])
+    rows = []
+    for name, count in CLUSTER.items():
+        seconds = 2 * work * count / RATE / GPUS
+        written, opened = (extrapolate(sizes, found[value], count)[0] for value in ('build', 'again'))
+        vectors, maps = count * found['bytes'][-1] / sizes[-1], count * WIDTH * 32 * 32 * 2
+        rows.append(
+            Row(
+                f'{name}, {count / 1e6:.3g} million images, on {GPUS} GPUs', 'the cache: writing, 64 processes',
+                f'{seconds / 3600:.3g} h', f'{written / GPUS / 3600:.2g} h', seconds * GPUS / written, 20.0,
+                f'{work / 1e12:.2f}e12 multiply-adds an image at {RATE / 1e12:.0f}e12 operations a second: '
+                f'{2 * work * 1e6 / RATE / 3600:.2g} GPU hours a million; {vectors / 1e9:.3g} GB of vectors '
+                f'({vectors / (64 << 20):.3g} shards), {maps / 1e12:.3g} TB of maps ({maps / (64 << 20):.2g} shards); '
+                f'opened in {opened:.2g} s, with {memory * count / 1e9:.2g} GB a process',
+            )
+        )  # fmt: skip
+    return rows
+
+
+def read_schedule():
+    """Seconds that this thread ran, and that it could have run but waited for a core (Linux)."""
+    ran, waited, _ = map(int, Path('/proc/thread-self/schedstat').read_text().split())
+    return ran / 1e9, waited / 1e9
+
+
+def extract_child(rank, world_size, folder, args):
+    """A process of an extraction with one thread: decode, encode, run the blocks, write; it prints what it took."""
+    import io
+
+    import torch.distributed as torch_dist
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+
+    from mmaselect.cache.store import FeatureStore
+
+    torch.set_num_threads(1)
+    store = f'file://{folder}/extraction{world_size}'
+    torch_dist.init_process_group('gloo', init_method=store, rank=rank, world_size=world_size)
+    model = DiffusionSpec(type='SD3', pretrained=str(folder)).load((Tap(BLOCK, 'query'),))
+    content = io.BytesIO()
+    Image.effect_mandelbrot((500, 375), (-3, -2.5, 2, 2.5), 100).convert('RGB').save(content, 'jpeg')
+
+    class Images(Dataset):
+        def __len__(self):
+            return args.images // world_size
+
+        def __getitem__(self, index):
+            image = Image.open(io.BytesIO(content.getvalue())).resize((args.size, args.size))
+            return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(args.size, args.size, 3)
+
+    def extract(images):
+        rows = {}
+        for number, batch in enumerate(images):
+            latent = model.encode(batch.permute(0, 3, 1, 2).float() / 127.5 - 1)
+            maps = model(latent, torch.zeros_like(latent), 0.0)[Tap(BLOCK, 'query')]
+            rows.update({f'{rank} {number} {place}': {'maps.0': one} for place, one in enumerate(maps)})
+        FeatureStore(folder / f'extracted{world_size}').write(rows)
+
+    with torch.no_grad():
+        extract(DataLoader(Images(), batch_size=args.batch_size))
+        torch_dist.barrier()
+        (ran, waited), used, started = read_schedule(), time.process_time(), time.perf_counter()
+        extract(DataLoader(Images(), batch_size=args.batch_size))
+        seconds, used = time.perf_counter() - started, time.process_time() - used
+        (ran, waited) = (after - before for after, before in zip(read_schedule(), (ran, waited)))
+    print(json.dumps({'seconds': seconds, 'used': used, 'busy': (ran + waited) / seconds, 'ran': ran / seconds}))
+    torch_dist.barrier()
+    torch_dist.destroy_process_group()
+    cli.leave()
+
+
+def bench_processes(args, folder):
+    """An extraction by one, two and four processes of one thread: what each image costs, and who waits for whom."""
+    images, found = max(8, args.images // 8 * 8), {}
+    for world_size in (1, 2, 4):
+        started = [
+            subprocess.Popen(
+                [sys.executable, __file__, '--extract-child', str(rank), str(world_size), '--folder', str(folder),
+                 '--images', str(images), '--size', str(args.size), '--batch-size', str(args.batch_size)],
+                stdout=subprocess.PIPE, text=True,
+            )
+            for rank in range(world_size)
+        ]  # fmt: skip
+        outputs = [process.communicate()[0] for process in started]
+        if any(process.returncode for process in started):
+            raise cli.InputError(f'an extraction by {world_size} processes failed')
+        found[world_size] = [json.loads(output.splitlines()[-1]) for output in outputs]
+    used = {count: sum(one['used'] for one in ranks) for count, ranks in found.items()}
+    seconds = {count: max(one['seconds'] for one in ranks) for count, ranks in found.items()}
+    busy = {count: min(one['busy'] for one in ranks) for count, ranks in found.items()}
+    got = {count: sum(one['ran'] for one in ranks) for count, ranks in found.items()}
+    return [
+        Row(
+            f'extraction of {images} images by {count} processes: CPU time', 'one process', f'{used[count]:.2f} s',
+            f'{used[1]:.2f} s', used[1] / used[count], 0.9,
+            f'{seconds[1] / seconds[count]:.2f}x as fast by the clock, on {got[count]:.2f} cores in place of '
+            f'{got[1]:.2f}; a process runs or waits for a core {100 * busy[count]:.0f} % of the time '
+            f'({100 * busy[1]:.0f} % alone)',
+        )
+        for count in (2, 4)
     ]  # fmt: skip
 
 
@@ -658,7 +960,7 @@ def bench_ranks(args, folder):
             raise cli.InputError(f'a sweep by {world_size} processes failed')
         found.append(json.loads(outputs[0].splitlines()[-1]))
     one, two = found
-    difference = max(abs(a - b) for a, b in zip(one['curve'], two['curve'], strict=True))
+    difference = max(abs(a - b) for a, b in zip(one['curve'], two['curve']))
     if difference > 1e-5 or one['choice'] != two['choice'] or one['blocks'] != two['blocks']:
         raise cli.InputError(f'two processes score {difference:.2g} apart from one')
     return [
@@ -681,8 +983,12 @@ ROWS = {
     'coarse': bench_coarse,
     'cache': bench_cache,
     'growth': bench_growth,
+    'pooled': bench_pooled,
+    'millions': bench_millions,
+    'scale': bench_scale,
+    'processes': bench_processes,
 }
-NEED_MODEL = {'features', 'words', 'load', 'sweep', 'ranks'}
+NEED_MODEL = {'features', 'words', 'load', 'sweep', 'ranks', 'processes'}
 
 
 def main():
@@ -697,6 +1003,7 @@ def main():
     parser.add_argument('--json', help='also write the table here')
     parser.add_argument('--load-child', choices=['ours', 'theirs'], help=argparse.SUPPRESS)
     parser.add_argument('--rank-child', type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument('--extract-child', type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument('--folder', type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.load_child:
@@ -704,6 +1011,9 @@ def main():
         return
     if args.rank_child:
         rank_child(*args.rank_child, args.folder, args)
+        return
+    if args.extract_child:
+        extract_child(*args.extract_child, args.folder, args)
         return
     for name in ('repeats', 'batch_size', 'images', 'timesteps'):
         if getattr(args, name) < 1:

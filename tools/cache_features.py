@@ -10,6 +10,7 @@ def parse_args():
     parser.add_argument('--dtype', help='bfloat16, float16 or float32')
     parser.add_argument('--views', type=int, help='augmented views of each image')
     parser.add_argument('--max-gb', type=float, help='refuse, before anything is computed, to write more than this')
+    parser.add_argument('--verify-all', action='store_true', help='read what has not changed since, too')
     return parser.parse_args()
 
 
@@ -44,11 +45,11 @@ def main():
         for hook in runner.hooks:
             if isinstance(hook, TimestepSelectionHook):
                 hook.before_train(runner)
-    features = make_cache(runner, settings).build()
+    features = make_cache(runner, settings).build(args.verify_all)
     if runner.rank == 0:
         taken = sum(path.stat().st_size for path in features.store.folder.glob('*.safetensors'))
         print(
-            f'{len(features)} images, {len(features.keys[0])} view(s) of each, at timestep '
+            f'{len(features)} images, {features.keys.shape[1]} view(s) of each, at timestep '
             f'{", ".join(f"{one:g}" for one in backbone.timesteps)}: {taken / 1e9:.3g} GB in {features.store.folder}'
         )
 

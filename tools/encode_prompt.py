@@ -11,10 +11,11 @@ from mmaselect import cli
 from mmaselect.diffusion.conditioning import KEYS, default_prompt_file, save_prompt
 from mmaselect.diffusion.loading import Source, parse_dtype
 from mmaselect.errors import InputError, check_choice
+from mmaselect.progress import working
 
 
 def named(embeds, pooled=None):
-    return dict(zip(KEYS, (embeds,) if pooled is None else (embeds, pooled), strict=False))
+    return dict(zip(KEYS, (embeds,) if pooled is None else (embeds, pooled)))
 
 
 def encode_stable_diffusion(pipeline, text, device):
@@ -104,11 +105,13 @@ def main():
     check_choice(found, f'the pipeline of model={args.model!r},', ENCODERS)
     import diffusers
 
-    pipeline = getattr(diffusers, found).from_pretrained(
-        source.folder or source.repository, revision=source.revision, vae=None, torch_dtype=parse_dtype(args.dtype),
-        **{name: None for name in ('unet', 'transformer') if name in index},
-    ).to(args.device)  # fmt: skip
-    embeds = ENCODERS[found](pipeline, args.prompt, args.device)
+    with working('loading the text encoders'):
+        pipeline = getattr(diffusers, found).from_pretrained(
+            source.folder or source.repository, revision=source.revision, vae=None, torch_dtype=parse_dtype(args.dtype),
+            **{name: None for name in ('unet', 'transformer') if name in index},
+        ).to(args.device)  # fmt: skip
+    with working('encoding the prompt'):
+        embeds = ENCODERS[found](pipeline, args.prompt, args.device)
     save_prompt(out, embeds, args.prompt, args.model)
     shapes = ' and '.join(str(tuple(value.shape)) for value in embeds.values())
     print(f'{out}: {shapes} for prompt {args.prompt!r}')

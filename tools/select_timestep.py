@@ -5,7 +5,7 @@ from mmaselect import cli
 
 
 def parse_args():
-    parser = cli.base_parser('Select the timestep of a backbone; writes selection.json and selection.png')
+    parser = cli.base_parser('Select the timestep of a backbone; writes selection.json, selection.png and report.html')
     cli.add_selection(parser)
     return parser.parse_args()
 
@@ -19,7 +19,7 @@ def main():
         timesteps = content['timestep'] if isinstance(content['timestep'], list) else [content['timestep']]
         print(
             f'timestep {", ".join(f"{one:g}" for one in timesteps)}, block {content["block"]}, {content["component"]} '
-            f'-> {runner.work_dir}/selection.json, selection.png'
+            f'-> {runner.work_dir}/selection.json, selection.png, report.html'
         )
 
 

@@ -47,8 +47,6 @@ def parse_args():
 def merge_args(cfg, args):
     if args.checkpoint != NONE and not Path(args.checkpoint).is_file():
         raise cli.InputError(f"checkpoint={args.checkpoint!r} is not a file, or 'none'")
-    if args.checkpoint == NONE and args.launcher != 'none':
-        raise cli.InputError(f'--launcher {args.launcher}: a model without weights of its own is tested by one process')
     cfg.load_from = None if args.checkpoint == NONE else args.checkpoint
     cfg.resume = False
     if args.amp:
@@ -67,6 +65,9 @@ def merge_args(cfg, args):
             settings.update(enable=True, out_dir=args.show_dir)
         hook.update(settings)
     cfg = cli.finish_config(cfg, args)
+    if args.checkpoint == NONE:
+        # DistributedDataParallel refuses a model that has nothing to train; this one leaves out what has nothing.
+        cfg.model_wrapper_cfg = dict(type='MMSeparateDistributedDataParallel')
     if args.out:
         merge_out(cfg, args)
     # Last: what else there is to say of the model is said of the one inside.

@@ -6,8 +6,9 @@ _base_ = [
     '../_base_/segmentation_runtime.py',
 ]
 
+data_preprocessor = dict(size=(1024, 1024))
 model = dict(
-    data_preprocessor=dict(size=(1024, 1024)),
+    data_preprocessor=data_preprocessor,
     backbone=dict(diffusion=dict(prompt='a street scene with lanes, buildings, lights, cars and people')),
     decode_head=dict(num_classes=19),
     auxiliary_head=dict(num_classes=19),

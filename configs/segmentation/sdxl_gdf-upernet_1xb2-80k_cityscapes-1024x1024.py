@@ -1,16 +1,9 @@
-_base_ = [
-    '../_base_/models/upernet_gdf-sdxl.py',
-    '../_base_/datasets/cityscapes_1024x1024.py',
-    '../_base_/schedules/gdf_80k.py',
-    '../_base_/selection_recommended.py',
-    '../_base_/segmentation_runtime.py',
-]
+# GDF's four activations of Stable Diffusion XL: strides 16 and 32.
+_base_ = ['sd15_gdf-upernet_1xb2-80k_cityscapes-1024x1024.py']
 
 model = dict(
-    data_preprocessor=dict(size=(1024, 1024)),
-    backbone=dict(diffusion=dict(prompt='a street scene with lanes, buildings, lights, cars and people')),
-    decode_head=dict(num_classes=19),
-    auxiliary_head=dict(num_classes=19),
-    test_cfg=dict(crop_size=(1024, 1024), stride=(1024, 1024)),
+    backbone=dict(diffusion=dict(pretrained='stabilityai/stable-diffusion-xl-base-1.0'), taps='gdf-sdxl'),
+    neck=dict(in_channels=[1280, 1280, 640, 640], strides=[32, 32, 16, 16]),
+    decode_head=dict(in_channels=[1280, 2560], in_index=[0, 1], pool_scales=(1, 2)),
+    auxiliary_head=dict(in_channels=1280, in_index=0),
 )
-train_dataloader = dict(batch_size=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from mmaselect.selection.search import count_passes, make_timesteps
 from mmaselect.selection.select import select_on
 from mmaselect.unreadable import SHARE
 
-Model = FrozenDiffusion | dict[str, Any] | str | Path
+Model = Union[FrozenDiffusion, dict[str, Any], str, Path]
 
 
 def load(
@@ -91,11 +91,23 @@ def extract(
 
     Raises:
         InputError: If an argument is out of range.
+
+    Example:
+        What scikit-learn asks for, at a timestep that is selected without labels::
+
+            digits = load_digits()
+            images = torch.tensor(digits.images / 16)[:, None].expand(-1, 3, -1, -1).float()
+            images = torch.nn.functional.interpolate(images, size=16, mode='bicubic').clamp(0, 1)
+            model = dict(type='SiT', pretrained='mmaselect://dit-nano_digits', latent='pixels')
+            train, test, classes, expected = train_test_split(images, digits.target, random_state=0)
+            selection = mmaselect.select(model, train, block=3, component='output', num_images=64)
+            features, unseen = (mmaselect.extract(model, part, selection, pool=True) for part in (train, test))
+            accuracy = LogisticRegression(max_iter=300).fit(features, classes).score(unseen, expected)
     """
     draw = policy_noise(noise, seed)
     if isinstance(timestep, Selection):
         taps, timesteps = tuple(timestep.taps), tuple(timestep.timesteps)
-        loaded = model if isinstance(model, FrozenDiffusion) else DiffusionSpec.from_dict(_to_dict(model)).load(taps)
+        loaded = load_taps(model, taps)
     else:
         timesteps, loaded = check_timesteps(timestep), load(model, block, component)
         taps = loaded.family.taps
@@ -125,7 +137,7 @@ def extract(
     for batch in progress_bar(iterable=batches, desc='features', total=total, disable=not progress):
         with naming(source.name, batch.indices):
             parts += halving(batch.images)
-    result = dict(zip(keys, join_maps(parts), strict=True))
+    result = dict(zip(keys, join_maps(parts)))
     return next(iter(result.values())) if len(result) == 1 else result
 
 
@@ -198,6 +210,11 @@ def select(
     )  # fmt: skip
     selection.check()
     return selection
+
+
+def load_taps(model: Model, taps: Sequence[Tap]) -> FrozenDiffusion:
+    """Loads what some taps need of a model, see :func:`load`."""
+    return model if isinstance(model, FrozenDiffusion) else DiffusionSpec.from_dict(_to_dict(model)).load(taps)
 
 
 def _to_dict(model: dict[str, Any] | str | Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from mmaselect.diffusion.acceleration import autocast_dtype
 from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.noise import NOISES, pixel_noise, seeded_noise
 from mmaselect.diffusion.reader import FrozenDiffusion
@@ -180,6 +181,17 @@ class ASelectDiT(BaseModule):
             raise InputError('ASelectDiT was built on the meta device and has no weights')
         return self._frozen.model
 
+    def load_taps(self, taps: Sequence[Tap]) -> None:
+        """Loads the frozen model anew, for other taps: for tools that compare what the backbone itself does not read.
+
+        Args:
+            taps: Of the same network.
+        """
+        device = self.diffusion.device
+        # The old one goes before the new one comes.
+        self._frozen.model = None
+        self._frozen.model = self.spec.load(taps).to(device)
+
     @property
     def timesteps(self) -> tuple[float, ...] | None:
         """The timesteps in use, each in [0, 1000]; None while ``'auto'`` has not been decided."""
@@ -267,16 +279,16 @@ class ASelectDiT(BaseModule):
         """Moves the frozen model along with ``to()`` and ``cuda()``, which it would otherwise not hear of.
 
         Its precision stays that of the config, whatever ``half()`` makes of the head: features, and the recipe that
-        names them, depend on it, and some autoencoders overflow in float16.
+        names them, depend on it, and some autoencoders overflow in float16. Its values stay, too: ``to_empty()``, by
+        which FSDP's ``skip_init_weights`` gives a model its place that was built on the meta device, loads them.
         """
         super()._apply(fn, recurse)
-        if self._frozen.model is not None:
-
-            def move(tensor: Tensor) -> Tensor:
-                moved = fn(tensor)
-                return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-            self._frozen.model._apply(move)
+        model = self._frozen.model
+        device = fn(torch.empty(0, device='meta' if model is None else model.device)).device
+        if model is not None:
+            model.to(device)
+        elif device.type != 'meta':
+            self._frozen.model = self.spec.load(all_taps(self.alternatives)).to(device)
         return self
 
     def follow(self, device: torch.device) -> None:
@@ -358,7 +370,7 @@ class ASelectDiT(BaseModule):
                 has no three channels, or if features are not finite.
         """
         read = self._read(images) if isinstance(images, Tensor) else [maps.float() for maps in images]
-        return tuple(passed(one) for passed, one in zip(self.maps, self._deliver(read), strict=True))
+        return tuple(passed(one) for passed, one in zip(self.maps, self._deliver(read)))
 
     @torch.no_grad()
     def _read(self, images: Tensor) -> list[Tensor]:
@@ -387,19 +399,12 @@ class ASelectDiT(BaseModule):
 
     @torch.no_grad()
     def _read_at(self, images: Tensor, timesteps: Sequence[float]) -> dict[tuple[float, Tap], Tensor]:
-        maps: dict[tuple[float, Tap], Tensor] = {}
         # In its own half precision the model is told what to compute in; only in float32 does --amp decide.
         with (
             naming(lambda place: _name_of(place, len(images)), range(len(images))),
             torch.autocast(images.device.type, enabled=self._amp_applies(images)),
         ):
-            self.diffusion.read_images(
-                self.to_unit_range(images.float()),
-                timesteps,
-                self._make_noise,
-                lambda timestep, tap, value: maps.__setitem__((timestep, tap), value),
-            )
-        return maps
+            return self.diffusion.maps_of(self.to_unit_range(images.float()), timesteps, self._make_noise)
 
     def _choice(self) -> tuple[tuple[float, ...], tuple[Tap, ...]]:
         """What is to be read.
@@ -440,7 +445,7 @@ class ASelectDiT(BaseModule):
         return tuple(value.contiguous() if value.device.type == 'cpu' else value for value in read)
 
     def _amp_applies(self, images: Tensor) -> bool:
-        return self.spec.dtype == torch.float32 and torch.is_autocast_enabled(images.device.type)
+        return self.spec.dtype == torch.float32 and autocast_dtype(images.device) is not None
 
     def _make_noise(self, images: Tensor, shape: tuple[int, ...]) -> Tensor:
         if self.noise == 'fixed':

@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from mmengine import dist
 from mmengine.logging import MMLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import mmaselect.diffusion
 from mmaselect.backbones import ASelectDiT
 from mmaselect.backbones import aselect as backbone_module
+from mmaselect.cache.contents import BLOCK, Found, read_block, stamp_of
 from mmaselect.cache.dataset import MAPS, CachedFeatures
-from mmaselect.cache.fingerprint import UnreadableFile, fingerprint, source_of
-from mmaselect.cache.samples import SampleForm
+from mmaselect.cache.fingerprint import UnreadableFile, files_of, fingerprint, source_of
+from mmaselect.cache.pooling import pool
+from mmaselect.cache.samples import META, SampleForm
 from mmaselect.cache.settings import CacheSettings
 from mmaselect.cache.store import SHARD_BYTES, FeatureStore
 from mmaselect.diffusion.loading import parse_dtype
@@ -30,7 +32,7 @@ from mmaselect.errors import InputError, NotFinite, naming
 from mmaselect.files import write_json
 from mmaselect.hooks.images import backends_of, check_seeded, name_of, pipelines_of, read_seeded, transforms_of
 from mmaselect.hooks.ranks import all_ranks
-from mmaselect.progress import progress_bar
+from mmaselect.progress import PATIENCE, progress_bar, working
 from mmaselect.unreadable import Unreadable
 
 #: Another version of one of these may make other pixels or other features of the same image.
@@ -57,6 +59,7 @@ class FeatureCache:
         config: Config of that loader's data set.
         preprocessor_config: Config of the preprocessor.
         settings: See :class:`~mmaselect.cache.settings.CacheSettings`.
+        pooling: Module that makes vectors of the maps before they are stored; None stores maps.
 
     Raises:
         InputError: If the data cannot be cached.
@@ -70,6 +73,7 @@ class FeatureCache:
         config: dict[str, Any],
         preprocessor_config: dict[str, Any],
         settings: CacheSettings,
+        pooling: nn.Module | None = None,
     ) -> None:
         if getattr(preprocessor, 'batch_augments', None) is not None:
             raise InputError(
@@ -89,14 +93,15 @@ class FeatureCache:
         if not len(self.dataset):
             raise InputError('the training data set is empty: there is nothing to cache')
         self.logger = MMLogger.get_current_instance()
+        self.pooling = pooling if settings.pool else None
+        self.dtype = settings.dtype or ('bfloat16' if self.pooling is None else 'float32')
         self.description = self._describe(config, preprocessor_config)
         name = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
         self.store = FeatureStore(f'{settings.dir}/{name[:16]}')
         self.unreadable = Unreadable(settings.max_unreadable)
         self._backends = backends_of(self.dataset)
         self._broken: set[str] = set()
-        dtype = parse_dtype(settings.dtype)
-        self._run = Halving(lambda images: [maps.to(dtype).cpu() for maps in backbone(images)], halve_images)
+        self._run = Halving(self._features, halve_images)
 
     def _describe(self, config: dict[str, Any], preprocessor_config: dict[str, Any]) -> dict[str, Any]:
         backbone = self.backbone
@@ -105,7 +110,8 @@ class FeatureCache:
             'recipe': backbone.recipe,
             'taps': [list(tap) for tap in backbone.taps or ()],
             'timesteps': list(backbone.timesteps or ()),
-            'dtype': self.settings.dtype,
+            'dtype': self.dtype,
+            'pooling': None if self.pooling is None else [repr(self.pooling), source_of(type(self.pooling)).hex()],
             'data_preprocessor': fingerprint(_plain(preprocessor_config)).hex(),
             'pipelines': json.loads(json.dumps(pipelines, default=str)),
             'pipeline_fingerprint': fingerprint(pipelines).hex(),
@@ -113,8 +119,11 @@ class FeatureCache:
             'versions': {name: _version(name) for name in PACKAGES},
         }  # fmt: skip
 
-    def build(self) -> CachedFeatures:
+    def build(self, verify_all: bool = False) -> CachedFeatures:
         """Finds what is there, verifies it, and computes what is missing; every rank takes its share.
+
+        Args:
+            verify_all: Read also what was verified before and has not changed since.
 
         Returns:
             The data set of features, the same on every rank.
@@ -126,51 +135,72 @@ class FeatureCache:
         with all_ranks():
             if rank == 0:
                 write_json(self.store.folder / 'description.json', self.description)
-            shards = self.store.shards()
-            self.store.verify(shards[rank::world_size])
+            shards, moment = self.store.shards(), self.store.clock()
+        with all_ranks(), working('verifying the feature cache'):
+            self.store.verify(shards[rank::world_size], since=0 if verify_all else self.store.verified_until())
         samples = self._fingerprints()
+        readable = samples.any(1)
         with all_ranks():
             self.store.refresh()
             probes = self._readable(PROBES[0])
             views = self._views(probes)
-            keys = [
-                [] if sample is None else [_key(sample, view, self.settings.seed) for view in range(views)]
-                for sample in samples
-            ]
+            if rank == 0:
+                self.store.set_verified(moment)
+            keys = keys_of_views(samples, views, self.settings.seed)
             # An image that a data set repeats is computed once.
-            places = {key: index for index, own in enumerate(keys) for key in own}
-            missing = [key for key in places if key not in self.store]
+            wanted, places = np.unique(keys[readable], return_index=True)
+            indices = np.flatnonzero(readable)[places // views]
+            missing = np.flatnonzero(self.store.find(wanted) < 0)
+            # In the order of the data set.
+            missing = missing[np.argsort(places[missing])]
             self.logger.info(
-                f'feature cache {self.store.folder}: {len(places) - len(missing)} of {len(places)} views are there'
+                f'feature cache {self.store.folder}: {len(wanted) - len(missing)} of {len(wanted)} views are there'
                 f'{"" if views == 1 else f" ({views} of each image)"}'
             )
+            if self.pooling is not None:
+                self.logger.info(
+                    f'feature cache: vectors are kept, as {type(self.pooling).__name__} makes them of the maps, in '
+                    f'{self.dtype}; cache.pool=False keeps maps'
+                )
             self._prepare(len(missing), probes[0])
         with all_ranks():
-            self._compute([(key, places[key]) for key in missing[rank::world_size]], rank == 0)
-        broken = {key for keys in dist.all_gather_object(sorted(self._broken)) for key in keys}
+            mine = missing[rank::world_size]
+            self._compute([(wanted[place].decode(), int(indices[place])) for place in mine], rank == 0)
+        broken = np.array([key for keys in dist.all_gather_object(sorted(self._broken)) for key in keys], 'S32')
         with all_ranks():
             self.store.refresh()
-            absent = sum(key not in self.store and key not in broken for key in places)
+            absent = int(((self.store.find(wanted) < 0) & ~np.isin(wanted, broken)).sum())
             if absent:
                 raise InputError(
-                    f'rank {rank} does not find {absent} of {len(places)} views in {self.store.folder}: '
+                    f'rank {rank} does not find {absent} of {len(wanted)} views in {self.store.folder}: '
                     'cache.dir must be a folder that all ranks share'
                 )
             self.unreadable.report(self.logger, 'the next readable one takes their place')
-            keys = _fill([[] if broken & set(own) else own for own in keys])
-        return CachedFeatures(self.store, keys, getattr(self.dataset, 'metainfo', {}))
+            usable = readable & ~np.isin(keys, broken).any(1)
+        return CachedFeatures(self.store, keys[_following(usable)], getattr(self.dataset, 'metainfo', {}))
 
-    def _fingerprints(self) -> list[bytes | None]:
-        """Of the content of every sample, before any transform; None for what cannot be read."""
+    def _fingerprints(self) -> np.ndarray:
+        """Of the content of every sample, before any transform, (samples, 32); zeros for what cannot be read."""
         rank, world_size = dist.get_dist_info()
         dataset = self.dataset
         if hasattr(dataset, 'full_init'):
             dataset.full_init()
-        mine = range(rank, len(dataset), world_size)
-        self.unreadable.total = len(mine)
+        blocks = [range(start, min(start + BLOCK, len(dataset))) for start in range(0, len(dataset), BLOCK)]
+        mine = blocks[rank::world_size]
+        self.unreadable.total = sum(map(len, mine))
+        # Of other backends no file system says whether what they read has changed.
+        local = all(one in (None, {'backend': 'local'}) for one in self._backends.values())
+        folder = self.store.folder / 'contents' if local else None
 
-        def read(index: int) -> bytes | Exception:
+        bar = progress_bar(
+            total=self.unreadable.total, desc='hashing images', unit='images', delay=PATIENCE, leave=False
+        )
+
+        def read(index: int) -> Found:
             info = dataset.get_data_info(index)
+            files = list(files_of(info))
+            stamp = stamp_of(files)
+            bar.update()
             labels = np.size(info.get('gt_label', 0))
             if labels != 1:
                 raise InputError(
@@ -178,18 +208,22 @@ class FeatureCache:
                     'remove cache'
                 )
             try:
-                return fingerprint(info, files=True, backends=self._backends)
+                return fingerprint(info, files=True, backends=self._backends), files, stamp
             except UnreadableFile as error:
-                return error
+                return error, files, stamp
 
-        found: list[bytes | None] = []
-        with all_ranks(), ThreadPoolExecutor(8) as pool:
-            for index, result in zip(mine, pool.map(read, mine), strict=True):
-                if isinstance(result, Exception):
-                    self.unreadable.add(name_of(self.dataset, index), result)
-                found.append(None if isinstance(result, Exception) else result)
+        found, done = [], 0
+        with all_ranks(), bar, ThreadPoolExecutor(8) as threads:
+            for indices in mine:
+                digests, errors = read_block(folder, dataset, indices, read, threads)
+                found.append(digests)
+                # Files that have not changed are not read.
+                done += len(indices)
+                bar.update(done - bar.n)
+                for index, error in errors.items():
+                    self.unreadable.add(name_of(self.dataset, index), error)
         parts = dist.all_gather_object(found)
-        return [parts[index % world_size][index // world_size] for index in range(len(dataset))]
+        return np.concatenate([parts[number % world_size][number // world_size] for number in range(len(blocks))])
 
     def _views(self, probes: Sequence[int]) -> int:
         """As many as are asked for; one, if the pipeline is not random."""
@@ -229,29 +263,33 @@ class FeatureCache:
             raise InputError('the training pipeline gives no data_samples: there is nothing to train a head on')
         data = self.preprocessor(batch, True)
         sample = data['data_samples'][0]
-        form = self.form = SampleForm(sample)
+        # A vector has no place in an image: its head reads no sizes.
+        form = self.form = SampleForm(sample, META if self.pooling is None else ())
         numbers = 0
-        for channels, stride in zip(self.backbone.out_channels, self.backbone.strides, strict=True):
-            rows, columns = (-(-side // stride) for side in data['inputs'].shape[-2:])
+        for channels, stride in zip(self.backbone.out_channels, self.backbone.strides):
+            sides = (1, 1) if self.pooling is not None else data['inputs'].shape[-2:]
+            rows, columns = (-(-side // stride) for side in sides)
             numbers += channels * rows * columns
         labels = sum(value.nbytes for value in form.pack(sample).values())
-        size = numbers * parse_dtype(self.settings.dtype).itemsize + labels
+        size = numbers * parse_dtype(self.dtype).itemsize + labels
         self.store.require(missing * size, self.settings.max_gb)
 
     def _compute(self, work: Sequence[tuple[str, int]], show: bool) -> None:
         rows: dict[str, dict[str, Tensor]] = {}
         size, places = 0, dict(work)
-        with progress_bar(total=len(work), desc='feature cache', unit='view', disable=not show) as bar:
+        taken = 0
+        with progress_bar(total=len(work), desc='feature cache', unit='images', disable=not show) as bar:
             for keys, batch in self._batches(work):
                 with naming(lambda key: name_of(self.dataset, places[key]), keys):
                     read = self._read(batch)
-                for key, row in zip(keys, read, strict=True):
+                for key, row in zip(keys, read):
                     rows[key] = row
                     size += sum(value.nbytes for value in row.values())
+                bar.set_postfix_str(f'{(taken + size) / 1e6:.0f} MB', refresh=False)
                 bar.update(len(keys))
                 if size >= SHARD_BYTES:
                     self.store.write(rows)
-                    rows, size = {}, 0
+                    rows, taken, size = {}, taken + size, 0
             if rows:
                 self.store.write(rows)
 
@@ -260,7 +298,7 @@ class FeatureCache:
         source = self.loader
         views, collate = _Views(self.dataset, work), _Collate(source.collate_fn)
         loader = DataLoader(views, batch_size, num_workers=source.num_workers, collate_fn=collate)
-        for start, (batch, errors) in zip(range(0, len(work), batch_size), loader, strict=True):
+        for start, (batch, errors) in zip(range(0, len(work), batch_size), loader):
             keys = []
             for place, (key, index) in enumerate(work[start : start + batch_size]):
                 if place in errors:
@@ -270,6 +308,13 @@ class FeatureCache:
                     keys.append(key)
             if keys:
                 yield keys, batch
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        maps = self.backbone(images)
+        if self.pooling is not None:
+            # Of maps that were rounded the vector would be another than without a cache.
+            maps = pool(self.pooling, maps)
+        return [one.to(parse_dtype(self.dtype)).cpu() for one in maps]
 
     @torch.no_grad()
     def _read(self, batch: dict[str, Any]) -> list[dict[str, Tensor]]:
@@ -287,13 +332,11 @@ class FeatureCache:
             self.backbone.train(training)
         for place in range(len(maps[0])):
             if not all(one[place].isfinite().all() for one in maps):
-                raise NotFinite(
-                    f"cache.dtype={self.settings.dtype!r} overflows: bfloat16 has float32's range", images=[place]
-                )
+                raise NotFinite(f"cache.dtype={self.dtype!r} overflows: bfloat16 has float32's range", images=[place])
         samples = [self.form.pack(sample) for sample in data['data_samples']]
-        rows = zip(*maps, strict=True)
+        rows = zip(*maps)
         named = [{MAPS(number): one for number, one in enumerate(row)} for row in rows]
-        return [{**row, **sample} for row, sample in zip(named, samples, strict=True)]
+        return [{**row, **sample} for row, sample in zip(named, samples)]
 
 
 class _Views(Dataset):
@@ -326,17 +369,27 @@ class _Collate:
         return (self.inner(readable) if readable else None), errors
 
 
-def _fill(keys: list[list[str]]) -> list[list[str]]:
-    """Gives samples without views those of the next that has some."""
-    filled, following = list(keys), next((own for own in keys if own), [])
-    for index in reversed(range(len(keys))):
-        following = keys[index] or following
-        filled[index] = following
-    return filled
+def _following(usable: np.ndarray) -> np.ndarray:
+    """The number of each sample, or of the next usable one; behind the last comes the first."""
+    numbers = np.where(usable, np.arange(len(usable)), len(usable))
+    following = np.minimum.accumulate(numbers[::-1])[::-1]
+    return np.where(following < len(usable), following, following[0])
 
 
-def _key(sample: bytes, view: int, seed: int) -> str:
-    return hashlib.sha256(sample + f'{view} {seed}'.encode()).hexdigest()[:32]
+def keys_of_views(samples: np.ndarray, views: int, seed: int) -> np.ndarray:
+    """Keys of rows: 32 hexadecimal digits, of the content of a sample and the number of a view.
+
+    Args:
+        samples: Fingerprints, (samples, 32) bytes.
+        views: Of each sample.
+        seed: Of the augmentation.
+
+    Returns:
+        Keys, (samples, views).
+    """
+    masks = [hashlib.sha256(f'{view} {seed}'.encode()).digest()[:16] for view in range(views)]
+    mixed = samples[:, None, :16] ^ np.frombuffer(b''.join(masks), np.uint8).reshape(views, 16)
+    return np.frombuffer(mixed.tobytes().hex().encode(), 'S32').reshape(len(samples), views)
 
 
 def _version(name: str) -> str | None:

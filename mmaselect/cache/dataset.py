@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
@@ -21,31 +22,31 @@ class CachedFeatures(Dataset):
 
     Args:
         store: Holds all keys.
-        keys: Keys of the views of each sample.
+        keys: Keys of the views of each sample, (samples, views).
         metainfo: Of the data set itself.
 
     Attributes:
         epoch: Decides which view of a sample is read: number ``(epoch + index) % views``.
     """
 
-    def __init__(self, store: FeatureStore, keys: Sequence[Sequence[str]], metainfo: dict[str, Any]) -> None:
+    def __init__(self, store: FeatureStore, keys: np.ndarray, metainfo: dict[str, Any]) -> None:
         self.store, self.keys, self.metainfo, self.epoch = store, keys, metainfo, 0
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def key(self, index: int) -> str:
-        """The key of the view that a sample has in this epoch."""
-        views = self.keys[index]
-        return views[(self.epoch + index) % len(views)]
+    def keys_of(self, indices: Sequence[int]) -> np.ndarray:
+        """The keys of the views that samples have in this epoch."""
+        rows = np.asarray(indices)
+        return self.keys[rows, (self.epoch + rows) % self.keys.shape[1]]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One sample's features and labels."""
-        return {name: value[0] for name, value in self.store.read([self.key(index)]).items()}
+        return {name: value[0] for name, value in self.store.read(self.keys_of([index])).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, dict[str, Tensor]]:
         """A batch, stacked: torch's data loader asks for whole batches where it can."""
-        return {CACHED: self.store.read([self.key(index) for index in indices])}
+        return {CACHED: self.store.read(self.keys_of(indices))}
 
 
 def cached_loader(loader: DataLoader, features: CachedFeatures) -> DataLoader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def _add(digest: Any, value: Any, files: bool, backends: Mapping[str, Any]) -> N
             if key == POSITION and files:
                 continue
             _add(digest, str(key), False, backends)
-            named = files and str(key).endswith('path') and isinstance(value[key], (str, Path)) and str(value[key])
+            named = files and _names_file(key, value[key])
             _add(digest, _content(str(value[key]), backends.get(key)) if named else value[key], files, backends)
         digest.update(b'}')
     elif isinstance(value, (list, tuple)):
@@ -74,6 +74,23 @@ def _add(digest: Any, value: Any, files: bool, backends: Mapping[str, Any]) -> N
         raise InputError(
             f'a {type(value).__name__} ({value!r:.60}) cannot be told from another: features of it are not cached'
         )
+
+
+def files_of(value: Any) -> Iterator[str]:
+    """Names of the files that :func:`fingerprint` reads of a sample."""
+    if isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            if _names_file(key, value[key]):
+                yield str(value[key])
+            else:
+                yield from files_of(value[key])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from files_of(item)
+
+
+def _names_file(key: Any, value: Any) -> bool:
+    return str(key).endswith('path') and isinstance(value, (str, Path)) and bool(str(value))
 
 
 def _add_bytes(digest: Any, kind: str, content: bytes) -> None:

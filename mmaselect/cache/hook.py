@@ -14,6 +14,7 @@ from mmengine.runner.loops import IterBasedTrainLoop, _InfiniteDataloaderIterato
 
 from mmaselect.cache.build import FeatureCache
 from mmaselect.cache.dataset import CACHED, MAPS, CachedFeatures, cached_loader
+from mmaselect.cache.pooling import pooling_of
 from mmaselect.cache.samples import SampleForm
 from mmaselect.cache.settings import CacheSettings
 from mmaselect.datasets.readable import name_broken_files
@@ -120,7 +121,10 @@ def make_cache(runner: Runner, settings: CacheSettings) -> FeatureCache:
         raise InputError('a cache needs train_dataloader.dataset as a config: it says how images are augmented')
     preprocessors = list(_preprocessors(runner.cfg.model)) or [runner.cfg.get('data_preprocessor') or {}]
     preprocessor = preprocessors[0] if len(preprocessors) == 1 else dict(nested=preprocessors)
-    return FeatureCache(backbone, unwrap(runner).data_preprocessor, loader, config['dataset'], preprocessor, settings)
+    model = unwrap(runner)
+    pooling = pooling_of(model, backbone)
+    data = model.data_preprocessor, loader, config['dataset'], preprocessor
+    return FeatureCache(backbone, *data, settings, pooling)
 
 
 def _preprocessors(config: Any) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ class SampleForm:
 
     Args:
         sample: One of them, as the data preprocessor delivers it.
+        meta: What is kept of the meta information.
     """
 
-    def __init__(self, sample: BaseDataElement) -> None:
-        self.type = type(sample)
+    def __init__(self, sample: BaseDataElement, meta: Sequence[str] = META) -> None:
+        self.type, self.meta = type(sample), tuple(meta)
         self.fields = {key: None if isinstance(value, Tensor) else type(value) for key, value in sample.items()}
         self.pack(sample)
 
@@ -46,7 +48,7 @@ class SampleForm:
                     f'data samples with {key} ({type(value).__name__}) are not cached: a label or a label map is'
                 )
             packed[key] = content.cpu() if self.fields.get(key) is None else _narrow(content.cpu(), key)
-        for key in META:
+        for key in self.meta:
             if key in sample.metainfo_keys():
                 packed[f'meta.{key}'] = torch.tensor([int(side) for side in sample.metainfo[key][:2]])
         return packed
@@ -63,11 +65,11 @@ class SampleForm:
         count = len(next(iter(tensors.values())))
         samples = [self.type() for _ in range(count)]
         for key, pixels in self.fields.items():
-            for sample, value in zip(samples, tensors[key].unbind(), strict=True):
+            for sample, value in zip(samples, tensors[key].unbind()):
                 sample.set_field(value if pixels is None else pixels(data=_widen(value)), key)
-        for key in META:
+        for key in self.meta:
             if f'meta.{key}' in tensors:
-                for sample, size in zip(samples, tensors[f'meta.{key}'].tolist(), strict=True):
+                for sample, size in zip(samples, tensors[f'meta.{key}'].tolist()):
                     # Not set_metainfo, which makes a deep copy: of 64 samples that took longer than the head.
                     sample.set_field(tuple(size), key, field_type='metainfo')
         return samples

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmaselect.diffusion.loading import parse_dtype
-from mmaselect.errors import InputError, check_count, check_fields, check_number
+from mmaselect.errors import InputError, check_count, check_fields, check_flag, check_number
 from mmaselect.unreadable import SHARE, Unreadable
 
 
@@ -17,7 +17,10 @@ class CacheSettings:
 
     Attributes:
         dir: Folder of all caches; each setting has a folder of its own in it. All ranks must see the same.
-        dtype: What features are stored in: ``'bfloat16'`` (3 significant digits), ``'float16'`` or ``'float32'``.
+        dtype: What features are stored in: ``'bfloat16'`` (3 significant digits), ``'float16'`` or ``'float32'``; None
+            for bfloat16, where vectors are stored for float32.
+        pool: Store vectors where all that the neck does to the maps first is to pool them, see
+            :func:`~mmaselect.cache.pooling.pooling_of`. False stores maps, for other necks to train on.
         views: Augmented views of each image, where the training pipeline is random; epochs take turns with them.
         max_gb: Refuse to write more than this many GB (1e9 bytes); None for what the disk has free.
         batch_size: Images per forward pass; None for that of the training data loader.
@@ -29,7 +32,8 @@ class CacheSettings:
     """
 
     dir: str
-    dtype: str = 'bfloat16'
+    dtype: str | None = None
+    pool: bool = True
     views: int = 1
     max_gb: float | None = None
     batch_size: int | None = None
@@ -39,7 +43,8 @@ class CacheSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.dir, (str, Path)) or not str(self.dir):
             raise InputError(f'cache.dir={self.dir!r} is not valid: give a folder')
-        parse_dtype(self.dtype)
+        parse_dtype(self.dtype or 'float32')
+        check_flag(self.pool, 'cache.pool')
         for name, least in (('views', 1), ('batch_size', 1), ('seed', 0)):
             value = getattr(self, name)
             if name == 'batch_size' and value is None:

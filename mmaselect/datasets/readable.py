@@ -90,9 +90,10 @@ def check_sample(sample: Any) -> None:
         scaled = high <= 1 and not torch.equal(values, values.round())
         if not -25 <= low <= high <= 280 or scaled:
             raise InputError(f'{path} is read as {image.dtype} from {low:g} to {high:g}: expected 0 to 255')
-    labels = getattr(found, 'gt_sem_seg', None)
-    if labels is not None and labels.data.shape[0] != 1:
-        map_path, shape = getattr(found, 'seg_map_path', path), tuple(labels.data.shape)
+    # mmdet's label maps have another name in there.
+    labels = getattr(getattr(found, 'gt_sem_seg', None), 'data', None)
+    if labels is not None and labels.shape[0] != 1:
+        map_path, shape = getattr(found, 'seg_map_path', path), tuple(labels.shape)
         raise InputError(
             f'{map_path} is read as a label map of {shape}: expected one channel of class numbers, not colours'
         )

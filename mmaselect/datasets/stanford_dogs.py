@@ -191,7 +191,7 @@ class StanfordDogs(PublishedDataset):
         if len(paths) != len(labels):
             raise InputError(f'StanfordDogs: {self.ann_file} has {len(paths)} images and {len(labels)} labels')
         data = []
-        for path, label in zip(paths, labels, strict=True):
+        for path, label in zip(paths, labels):
             known = isinstance(label, (int, float)) and label in range(1, len(FOLDERS) + 1)
             if not known or str(path).split('/')[0] != FOLDERS[int(label) - 1]:
                 expected = f'folder {FOLDERS[int(label) - 1]!r}' if known else f'a label from 1 to {len(FOLDERS)}'

@@ -8,16 +8,26 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmaselect.errors import InputError, check_choice
+
+try:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+except ModuleNotFoundError:  # before torch 2.3
+    from torch.backends.cuda import SDPBackend, sdp_kernel
+
+    def sdpa_kernel(backend: SDPBackend) -> AbstractContextManager:
+        """Allows one kernel."""
+        order = (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION)
+        return sdp_kernel(*(backend == one for one in order))
+
 
 #: Kernels of ``scaled_dot_product_attention`` by the name that a config gives them.
 ATTENTION = {
     'auto': None,
     'flash': SDPBackend.FLASH_ATTENTION,
     'efficient': SDPBackend.EFFICIENT_ATTENTION,
-    'cudnn': SDPBackend.CUDNN_ATTENTION,
+    'cudnn': getattr(SDPBackend, 'CUDNN_ATTENTION', None),
     'math': SDPBackend.MATH,
 }
 #: Modes of ``torch.compile``. Those with CUDA graphs are left out: the next pass would overwrite the maps of this one.
@@ -29,7 +39,10 @@ RECOMPILE_LIMIT = 64
 
 def check_attention(name: str) -> str:
     """Raises :class:`InputError` if there is no such kernel."""
-    return check_choice(name, 'attention', ATTENTION)
+    check_choice(name, 'attention', ATTENTION)
+    if name != 'auto' and ATTENTION[name] is None:
+        raise InputError(f'attention={name!r} needs torch >= 2.5, found {torch.__version__}')
+    return name
 
 
 def check_compile(mode: bool | str) -> str | None:
@@ -78,6 +91,17 @@ def compiling(mode: str | None) -> AbstractContextManager:
     limit = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'
     # First, dual or not, and again once the batch size has changed: more kinds than torch allows for.
     return config.patch({limit: RECOMPILE_LIMIT})
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast computes in on a device; None where it is off, or there is none (on the meta device)."""
+    if hasattr(torch.amp, 'is_autocast_available'):
+        known = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+        return torch.get_autocast_dtype(device.type) if known else None
+    # Before torch 2.4 each device had functions of its own.
+    if device.type == 'cpu':
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if device.type == 'cuda' and torch.is_autocast_enabled() else None
 
 
 def missing_kernel(error: RuntimeError, name: str, device: torch.device) -> InputError | None:

@@ -12,15 +12,16 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import takewhile
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mmaselect.diffusion.acceleration import (
     attention_kernel,
+    autocast_dtype,
     check_attention,
     check_compile,
     compile_blocks,
@@ -42,9 +43,10 @@ from mmaselect.diffusion.network import (
 from mmaselect.diffusion.noise import DDPM, ForwardProcess, RectifiedFlow
 from mmaselect.diffusion.taps import AUTO_COMPONENTS, Tap
 from mmaselect.errors import InputError
+from mmaselect.progress import working
 
 #: A model of diffusers: torch's annotations take each of its attributes for a tensor or a module.
-DiffusersModule: TypeAlias = Any
+DiffusersModule = Any
 
 
 def block_sites(attention: str, item: int = 0) -> tuple[dict[str, Site], dict[str, Site]]:
@@ -59,6 +61,13 @@ def block_sites(attention: str, item: int = 0) -> tuple[dict[str, Site], dict[st
     sites['attention'] = Site(f'{attention}.to_out.0')
     sites['output'] = Site('', item)
     return sites, {name: Site(f'{attention}.norm_{name[0]}', merge=(1, 3)) for name in ('query', 'key')}
+
+
+def all_maps(read: Callable[..., object], *arguments: Any) -> dict[Tap, Tensor]:
+    """What ``read(*arguments, visit)`` hands over tap by tap, at once."""
+    maps: dict[Tap, Tensor] = {}
+    read(*arguments, maps.__setitem__)
+    return maps
 
 
 class Family(nn.Module, ABC):
@@ -148,7 +157,7 @@ class Family(nn.Module, ABC):
 
         if not cls.is_available():
             raise InputError(
-                f'type={cls.name!r} needs diffusers >= {cls.least_diffusers}: {diffusers.__version__} is installed'
+                f'type={cls.name!r} needs diffusers >= {cls.least_diffusers}, found {diffusers.__version__}'
             )
         return getattr(diffusers, cls.class_names[0])
 
@@ -315,7 +324,7 @@ class Family(nn.Module, ABC):
             )
 
         def shared(module: str) -> int:
-            pairs = zip(name.split('.'), module.split('.'), strict=False)
+            pairs = zip(name.split('.'), module.split('.'))
             return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
         return Tap(modules[max(modules, key=shared)].block, name)
@@ -377,6 +386,7 @@ class Family(nn.Module, ABC):
         compiled = [name for number, name in enumerate(blocks[: self.last_block]) if number not in read]
         fold(self.transformer, plan, self._constants, compiled)
         compile_blocks([self.transformer.get_submodule(name) for name in compiled], self._compile)
+        self._to_compile = bool(compiled)
 
     def narrow(self, taps: Sequence[Tap]) -> None:
         """Reads fewer taps from now on, and drops in place what they do not need.
@@ -415,13 +425,11 @@ class Family(nn.Module, ABC):
         """
         self._check(latent)
         size, device = (latent.shape[2], latent.shape[3]), latent.device
-        # The meta device has no autocast.
-        known = torch.amp.is_autocast_available(device.type)
-        autocast = known and torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-        self._constants.begin((timestep, autocast), len(latent))
+        self._constants.begin((timestep, autocast_dtype(device)), len(latent))
         prompt = {name: getattr(self, name) for name in self.prompt_widths(self.transformer.config)}
         try:
             with (
+                working('compiling the blocks') if self._to_compile else nullcontext(),
                 attention_kernel(self._attention),
                 compiling(self._compile),
                 reading(
@@ -432,6 +440,7 @@ class Family(nn.Module, ABC):
             ):
                 time = torch.full((len(latent),), self.time(timestep), device=device)
                 self.transformer(**self.arguments(self.transformer.config, latent, time, prompt), return_dict=False)
+            self._to_compile = False
         except RuntimeError as error:
             line = missing_kernel(error, self._attention, device)
             if line is None:
@@ -440,9 +449,7 @@ class Family(nn.Module, ABC):
 
     def forward(self, latent: Tensor, timestep: float) -> dict[Tap, Tensor]:
         """All taps of :meth:`read` at once."""
-        maps: dict[Tap, Tensor] = {}
-        self.read(latent, timestep, maps.__setitem__)
-        return maps
+        return all_maps(self.read, latent, timestep)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Family:
         # On another device, or in another dtype, constants are others.

@@ -135,7 +135,8 @@ class Source:
         return self._found[path]
 
     def _download(self, path: str) -> Path | None:
-        from huggingface_hub import errors, hf_hub_download
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub import utils as errors  # their place before 0.25, and since
 
         assert self.repository is not None
         options = dict(self._options)

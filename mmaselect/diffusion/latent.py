@@ -118,20 +118,29 @@ class Autoencoder(nn.Module, ABC):
         self.register_buffer('latents_std', None, persistent=False)
 
     @classmethod
-    def complete(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """Adds the defaults of the diffusers class to a ``config.json``."""
+    def diffusers_class(cls) -> Any:
+        """The diffusers class, imported when asked for.
+
+        Raises:
+            InputError: If the diffusers that is installed is too old for it.
+        """
         import diffusers
 
-        parameters = inspect.signature(getattr(diffusers, cls.kind).__init__).parameters
+        if not hasattr(diffusers, cls.kind):
+            raise InputError(f'{cls.kind} needs a later diffusers, found {diffusers.__version__}')
+        return getattr(diffusers, cls.kind)
+
+    @classmethod
+    def complete(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Adds the defaults of the diffusers class to a ``config.json``."""
+        parameters = inspect.signature(cls.diffusers_class().__init__).parameters
         defaults = {key: value.default for key, value in parameters.items() if key != 'self'}
         return {**defaults, **config, '_class_name': cls.kind}
 
     @classmethod
     def whole(cls, config: dict[str, Any]) -> Any:
         """The diffusers model; where its weights are on the meta device, its decoder takes no memory."""
-        import diffusers
-
-        kind = getattr(diffusers, cls.kind)
+        kind = cls.diffusers_class()
         known = inspect.signature(kind.__init__).parameters
         return kind(**{key: value for key, value in config.items() if key in known})
 
@@ -413,7 +422,7 @@ def standardise(encoder: Autoencoder, statistics: tuple[list, list] | None, iden
     """Gives an encoder its statistics, and its identity too; without any, both stay what they were."""
     if statistics is not None:
         encoder.standardise(*statistics)
-        for name, values in zip(('latents_mean', 'latents_std'), statistics, strict=True):
+        for name, values in zip(('latents_mean', 'latents_std'), statistics):
             identity.add(f'vae.{name}', torch.tensor(values, dtype=torch.float64))
 
 

@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 from mmaselect.diffusion.hub import EMBEDDED, WEIGHTS, Source
 from mmaselect.diffusion.noise import seeded_noise
 from mmaselect.errors import InputError, unknown
+from mmaselect.progress import PATIENCE, progress_bar, working
+from mmaselect.unpickling import admit
 
 __all__ = ['EMBEDDED', 'WEIGHTS', 'Identity', 'Source', 'Tensors', 'load_into']
 
@@ -29,6 +31,9 @@ SCALES = re.compile(
     r'(.*\.)?(absmax|nested_absmax|quant_map|nested_quant_map|quant_state\..*|SCB|weight_format|scaled_fp8|'
     r'scale_weight|scale_input|weight_scale(_inv|_2)?|input_scale|_scale|_data|qweight|qzeros|wscales)'
 )
+# Training scripts store their argparse.Namespace: a plain holder of values.
+admit([(argparse.Namespace, 'argparse.Namespace')])
+
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
@@ -52,10 +57,8 @@ def read_pickle(path: Path) -> Any:
         InputError: If it is none, or holds more than tensors and plain values.
     """
     try:
-        # Training scripts store their argparse.Namespace: a plain holder of values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            # Of a zip file only the tensors that are used are read from the disk.
-            return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+        # Of a zip file only the tensors that are used are read from the disk.
+        return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         named = re.search(r'GLOBAL (\S+)', str(error))
         reason = f'it would run {named[1]}, which is refused' if named else 'it is no file of tensors'
@@ -249,20 +252,24 @@ def load_into(
             f'the first is {missing[0]!r}'
         )
     loaded = {}
-    for name in sorted(wanted):
-        value = tensors.get(in_file[name])
-        # 1x1 convolutions of older VAE files stand where newer models have linear layers.
-        if value.shape != wanted[name].shape and value.squeeze().shape == wanted[name].squeeze().shape:
-            value = value.reshape(wanted[name].shape)
-        if value.shape != wanted[name].shape:
-            raise InputError(
-                f'{role} of {tensors.source.field}={tensors.source.name!r}: tensor {name!r} is {tuple(value.shape)}, '
-                f'expected {tuple(wanted[name].shape)}'
-            )
-        if wanted[name].is_floating_point() and not value.is_floating_point():
-            raise is_quantised(tensors.source, f'tensor {name!r} of {value.dtype}')
-        identity.add(f'{role}.{name}', value)
-        loaded[name] = value.to(dtype) if value.is_floating_point() else value
+    size = {name: value.numel() * dtype.itemsize for name, value in wanted.items()}
+    options = dict(desc=f'loading {role}', unit='B', unit_scale=True, delay=PATIENCE, leave=False)
+    with progress_bar(total=sum(size.values()), **options) as bar:
+        for name in sorted(wanted):
+            value = tensors.get(in_file[name])
+            # 1x1 convolutions of older VAE files stand where newer models have linear layers.
+            if value.shape != wanted[name].shape and value.squeeze().shape == wanted[name].squeeze().shape:
+                value = value.reshape(wanted[name].shape)
+            if value.shape != wanted[name].shape:
+                raise InputError(
+                    f'{role} of {tensors.source.field}={tensors.source.name!r}: tensor {name!r} is '
+                    f'{tuple(value.shape)}, expected {tuple(wanted[name].shape)}'
+                )
+            if wanted[name].is_floating_point() and not value.is_floating_point():
+                raise is_quantised(tensors.source, f'tensor {name!r} of {value.dtype}')
+            identity.add(f'{role}.{name}', value)
+            loaded[name] = value.to(dtype) if value.is_floating_point() else value
+            bar.update(size[name])
     module.load_state_dict(loaded, strict=True, assign=True)
 
 
@@ -293,7 +300,8 @@ def add_random(module: Any, identity: Identity, role: str, seed: int, dtype: tor
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
             setattr(owner, name, nn.Parameter(torch.empty_like(parameter, device='cpu'), requires_grad=False))
-    initialise(module, seed)
+    with working(f'drawing random weights of {role}'):
+        initialise(module, seed)
     for name, parameter in sorted(module.named_parameters()):
         identity.add(f'{role}.{name}', parameter)
         parameter.data = parameter.data.to(dtype)

@@ -160,7 +160,7 @@ def halve_images(images: Tensor) -> Sequence[Tensor] | None:
 
 def join_maps(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Maps (B, ...) of a batch from those of its parts."""
-    return [torch.cat(values) for values in zip(*parts, strict=True)]
+    return [torch.cat(values) for values in zip(*parts)]
 
 
 def check_batch_size(batch_size: int | str) -> int | str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from mmaselect.errors import InputError
 
@@ -67,10 +67,21 @@ def attention_map(query: Tensor, key: Tensor, heads: int) -> Tensor:
         (B, N, M): a channel for each key; channels sum to 1.
     """
     mean = query.new_zeros(())
-    for one, other in zip(query.chunk(heads, -1), key.chunk(heads, -1), strict=True):
+    for one, other in zip(query.chunk(heads, -1), key.chunk(heads, -1)):
         scores = one @ other.transpose(1, 2) / one.shape[-1] ** 0.5
         mean = mean + scores.softmax(-1, dtype=torch.float32) / heads
     return mean.to(query.dtype)
+
+
+def leaves_of(tree: Any) -> list[Any]:
+    """What lies in nested lists, tuples and dicts."""
+    return tree_flatten(tree)[0]
+
+
+def _map_both(function: Callable[[Any, Any], Any], tree: Any, alike: Any) -> Any:
+    """Maps pairs of leaves, which torch's ``tree_map`` does since 2.3."""
+    leaves, spec = tree_flatten(tree)
+    return tree_unflatten(list(map(function, leaves, leaves_of(alike))), spec)
 
 
 @dataclass
@@ -168,7 +179,7 @@ class _Trace(TorchFunctionMode):
         out = NotImplemented if quick is None else quick(*args, **kwargs)
         if out is NotImplemented:
             out = func(*args, **kwargs)
-        read = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        read = [value for value in leaves_of((args, kwargs)) if isinstance(value, Tensor)]
         # To ask a parameter for its dtype is not to use it.
         if getattr(func, '__name__', '') != '__get__':
             self.used |= {self.names[id(value)] for value in read if id(value) in self.names}
@@ -176,14 +187,14 @@ class _Trace(TorchFunctionMode):
             # In-place operations change what they are called on.
             name = getattr(func, '__name__', '')
             changed = read[:1] if name == '__setitem__' or (name.endswith('_') and not name.endswith('__')) else []
-            for value in [*tree_leaves(out), *changed]:
+            for value in [*leaves_of(out), *changed]:
                 if isinstance(value, Tensor):
                     self.depending[id(value)] = value
         return out
 
     def depends(self, value: Any) -> bool:
         """Whether any tensor in there does."""
-        return any(id(one) in self.depending for one in tree_leaves(value))
+        return any(id(one) in self.depending for one in leaves_of(value))
 
 
 def dry_run(network: nn.Module, sites: Mapping[Any, Site], latent: Tensor, call: Callable[[Tensor], object]) -> Plan:
@@ -211,11 +222,11 @@ def dry_run(network: nn.Module, sites: Mapping[Any, Site], latent: Tensor, call:
     def watch(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             calls[name] = calls.get(name, 0) + 1
-            tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+            tensors = [value for value in leaves_of((args, kwargs)) if isinstance(value, Tensor)]
             if (
                 tensors
                 and not trace.depends((tensors, output))
-                and not any(map(is_mixed, tree_leaves((tensors, output))))
+                and not any(map(is_mixed, leaves_of((tensors, output))))
             ):
                 found[name] = (tree_map(is_batched, (args, kwargs)), tree_map(is_batched, output))
 
@@ -333,10 +344,10 @@ class Constant:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the module's own, for the whole batch."""
         if self.name not in self.constants.now:
-            args, kwargs = tree_map(_first, (args, kwargs), self.inputs)
+            args, kwargs = _map_both(_first, (args, kwargs), self.inputs)
             self.constants.now[self.name] = type(self.module).forward(self.module, *args, **kwargs)
         size = self.constants.batch
-        return tree_map(
+        return _map_both(
             lambda one, batched: one.expand(size, *one.shape[1:]) if batched else one,
             self.constants.now[self.name],
             self.outputs,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmaselect.diffusion.family import Family
+from mmaselect.diffusion.family import Family, all_maps
 from mmaselect.diffusion.latent import LatentEncoder
 from mmaselect.diffusion.loading import Identity
 from mmaselect.diffusion.taps import Tap
@@ -124,6 +124,28 @@ class FrozenDiffusion(nn.Module):
 
                 self.read(latent, drawn, timestep, take)
 
+    def maps_of(
+        self, images: Tensor, timesteps: Sequence[float], noise: Noise, device: torch.device | str | None = None
+    ) -> dict[tuple[float, Tap], Tensor]:
+        """All maps of :meth:`read_images` at once.
+
+        Args:
+            images: See :meth:`read_images`.
+            timesteps: Likewise.
+            noise: Gives the noise.
+            device: Where each map is put as soon as it is there; None leaves it where it is.
+
+        Returns:
+            Maps (B, D, h, w) by timestep and tap, float32.
+        """
+        maps: dict[tuple[float, Tap], Tensor] = {}
+
+        def take(timestep: float, tap: Tap, value: Tensor) -> None:
+            maps[timestep, tap] = value if device is None else value.to(device)
+
+        self.read_images(images, timesteps, noise, take)
+        return maps
+
     @torch.no_grad()
     def read(self, latent: Tensor, noise: Tensor, timestep: float, visit: Callable[[Tap, Tensor], object]) -> None:
         """Clean latents to maps, one after the other, so that memory does not grow with the number of taps.
@@ -148,9 +170,11 @@ class FrozenDiffusion(nn.Module):
 
     def forward(self, latent: Tensor, noise: Tensor, timestep: float) -> dict[Tap, Tensor]:
         """All taps of :meth:`read` at once."""
-        maps: dict[Tap, Tensor] = {}
-        self.read(latent, noise, timestep, maps.__setitem__)
-        return maps
+        return all_maps(self.read, latent, noise, timestep)
+
+
+#: Before torch 2.3 nothing says so, and a graph breaks there.
+_is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)
 
 
 def check_finite(maps: Tensor, tap: Tap, timestep: float, latent: Tensor) -> None:
@@ -165,7 +189,7 @@ def check_finite(maps: Tensor, tap: Tap, timestep: float, latent: Tensor) -> Non
     Raises:
         NotFinite: If it holds NaN or infinity.
     """
-    if maps.is_meta or torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if maps.is_meta or torch.jit.is_tracing() or _is_compiling():
         return
     if torch.stack(torch.aminmax(maps.detach())).isfinite().all():
         return
@@ -174,7 +198,8 @@ def check_finite(maps: Tensor, tap: Tap, timestep: float, latent: Tensor) -> Non
     images = [place for place, found in enumerate(broken) if found] if len(broken) == 1 or not all(broken) else []
     why = f'the weights or the images hold NaN or infinity, or {maps.dtype} overflows'
     if not latent.isfinite().all():
-        why = f'nor is the latent: the images hold NaN or infinity, or the encoder overflows in {latent.dtype}'
+        cause = f'the images hold NaN or infinity, or the encoder overflows in {latent.dtype}'
+        why = f'the latent is not finite either: {cause}'
     where = f'timestep {timestep:g}, block {tap.block}, {tap.component}'
     raise NotFinite(f'features are not finite at {where}: {why}', images)
 
@@ -218,7 +243,7 @@ def align(maps: Tensor, size: tuple[int, int], stride: int) -> Tensor:
         padded.
     """
     cells = maps.shape[-2:]
-    used = [length / (number * stride) for length, number in zip(size, cells, strict=True)]
+    used = [length / (number * stride) for length, number in zip(size, cells)]
     if used == [1, 1]:
         return maps
     # In grid_sample's coordinates the map spans [-1, 1]; the image is the part of it that begins at -1.

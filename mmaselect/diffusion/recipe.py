@@ -63,7 +63,7 @@ def difference(asked: Recipe, found: Recipe) -> str | None:
             line = difference(one, other)
             return f'{name}.{line}'
         if one != other:
-            return f'{name}={_short(one)} in the config, {_short(other)} then'
+            return f'{name}={_short(one)} in the config, {_short(other)} in training'
     return None
 
 

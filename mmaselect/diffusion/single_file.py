@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from mmaselect.diffusion.family import Family
 from mmaselect.diffusion.hub import Source
 from mmaselect.diffusion.loading import SCALES, Tensors, bare, is_quantised
+from mmaselect.diffusion.network import leaves_of
 from mmaselect.errors import InputError, check_choice, check_fields, one_line
 
 #: What whole checkpoints put before the names of the network.
@@ -41,9 +42,9 @@ class Lazy(Tensor):
 
         def make(index: int) -> Tensor:
             real = tree_map_only(Lazy, lambda lazy: lazy.make(), (args, kwargs or {}))
-            return tree_leaves(func(*real[0], **real[1]))[index]
+            return leaves_of(func(*real[0], **real[1]))[index]
 
-        for index, leaf in enumerate(tree_leaves(out)):
+        for index, leaf in enumerate(leaves_of(out)):
             if isinstance(leaf, Lazy):
                 leaf.make = functools.partial(make, index)
         return out

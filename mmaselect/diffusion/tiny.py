@@ -6,7 +6,6 @@ The raw files hold the tensors of a ``torch.nn.Sequential``; diffusers' ``Encode
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -93,7 +92,7 @@ def raw_config(tensors: Tensors) -> dict[str, Any]:
             int(name.split('.')[0]) for name in shapes if name.endswith('.weight') and name.count('.') == 1
         )
         # Between two convolutions lie blocks; the last convolution makes the latent.
-        blocks = [after - before - 1 for before, after in pairwise(convolutions)]
+        blocks = [after - before - 1 for before, after in zip(convolutions, convolutions[1:])]
         first, last = (shapes[f'{index}.weight'] for index in (convolutions[0], convolutions[-1]))
         pooled = sorted(int(name.split('.')[0]) for name in shapes if name.endswith('.pool.0.weight'))
         return {

@@ -13,6 +13,7 @@ from mmaselect.diffusion.reader import FrozenDiffusion
 from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import naming
 from mmaselect.images import Batch
+from mmaselect.progress import PATIENCE, progress_bar
 from mmaselect.selection.features import Features
 
 #: What differs between noises, what all images share, what is left for the image.
@@ -44,7 +45,7 @@ def energy_parts(
         ``share`` and its ``HFR``.
     """
     sums: dict[tuple[Tap, float], torch.Tensor] = {}
-    for batch in batches:
+    for batch in progress_bar(iterable=batches, desc='energy', unit='batches', delay=PATIENCE, leave=False):
         latent = model.encode(batch.padded(model.multiple).images)
         shape = tuple(latent.shape[1:])
         noises = [seeded_noise(shape, seed, index, draw) for draw in (0, 1) for index in batch.indices]
@@ -70,8 +71,8 @@ def _row(
     tap: Tap, timestep: float, whole: float, shared: float, image: float, high: float, high_shared: float,
     high_image: float,
 ) -> dict[str, Any]:  # fmt: skip
-    energies = dict(zip(PARTS, (whole - shared, shared - image, image), strict=True))
-    highs = dict(zip(PARTS, (high - high_shared, high_shared - high_image, high_image), strict=True))
+    energies = dict(zip(PARTS, (whole - shared, shared - image, image)))
+    highs = dict(zip(PARTS, (high - high_shared, high_shared - high_image, high_image)))
     row: dict[str, Any] = {'block': tap.block, 'component': tap.component, 'timestep': timestep, 'HFR': high / whole}
     for part in PARTS:
         row[f'share of {part}'] = energies[part] / whole
@@ -107,7 +108,7 @@ def draw_energy(rows: Sequence[dict[str, Any]], path: str | Path, accuracy: dict
         top.stackplot(steps, shares, labels=PARTS, colors=COLOURS[1:4], alpha=0.7)
         top.set(title=f'block {tap.block}, {tap.component}', ylim=(0, 1))
         bottom.plot(steps, [row['HFR'] for row in mine], color='black', marker='o', ms=3, label='HFR')
-        for colour, part in zip(COLOURS[1:], PARTS, strict=False):
+        for colour, part in zip(COLOURS[1:], PARTS):
             values = [row[f'HFR of {part}'] for row in mine]
             bottom.plot(steps, values, color=colour, ls='--', label=f'HFR of {part}')
         right = bottom.twinx()

@@ -89,7 +89,7 @@ def draw_fisher(selection: Selection, fisher: str, path: str | Path) -> None:
     against = selection.curve(fisher)
     for panel in panels[len(others) :]:
         panel.set_axis_off()
-    for number, (label, panel) in enumerate(zip(others, panels, strict=False)):
+    for number, (label, panel) in enumerate(zip(others, panels)):
         curve = selection.curve(label)
         panel.plot(curve, against, color='0.8', lw=1, zorder=1)
         marker = MARKERS[number % len(MARKERS)]
@@ -270,7 +270,7 @@ def draw_matches(
     rows = []
     for panel in panels:
         panel.set_axis_off()
-    for number, (panel, (source, target)) in enumerate(zip(panels, pictures, strict=False)):
+    for number, (panel, (source, target)) in enumerate(zip(panels, pictures)):
         height, gap = max(len(source), len(target)), 4
         canvas = np.full((height, source.shape[1] + gap + target.shape[1], 3), 255, np.uint8)
         canvas[: len(source), : source.shape[1]] = source
@@ -279,9 +279,9 @@ def draw_matches(
         offset = np.array([source.shape[1] + gap, 0])
         asked, found, there = points[number]
         right = distances[number] <= threshold
-        for one, place, truth, good in zip(asked, found + offset, there + offset, right, strict=True):
+        for one, place, truth, good in zip(asked, found + offset, there + offset, right):
             colour = COLOURS[2] if good else COLOURS[1]
-            panel.plot(*zip(one, place, strict=True), color=colour, lw=1, marker='o', ms=3, mec='white', mew=0.5)
+            panel.plot(*zip(one, place), color=colour, lw=1, marker='o', ms=3, mec='white', mew=0.5)
             if not good:
                 panel.plot(*truth, color=colour, marker='x', ms=5)
         panel.set_title(f'{names[number]}: {right.sum()} of {len(right)}', fontsize=8)
@@ -290,7 +290,7 @@ def draw_matches(
                 'pair': names[number], 'x': one[0], 'y': one[1], 'found x': place[0], 'found y': place[1],
                 'true x': truth[0], 'true y': truth[1], 'distance (share)': distance,
             }
-            for one, place, truth, distance in zip(asked, found, there, distances[number], strict=True)
+            for one, place, truth, distance in zip(asked, found, there, distances[number])
         ]  # fmt: skip
     figure.suptitle(f'{title}; a cross is where a point is that was missed by more than {threshold:g}', fontsize=9)
     save(figure, path, rows)

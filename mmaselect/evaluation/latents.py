@@ -49,7 +49,7 @@ class LatentMemory:
         if missing:
             with torch.no_grad():
                 encoded = self.encoder(images[missing]).float().cpu()
-            self.known.update(zip((keys[number] for number in missing), encoded, strict=True))
+            self.known.update(zip((keys[number] for number in missing), encoded))
         return torch.stack([self.known[key] for key in keys]).to(images.device)
 
     def save(self) -> None:

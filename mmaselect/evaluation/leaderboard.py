@@ -7,7 +7,7 @@ import io
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,24 @@ COLUMNS = {
 
 
 @dataclass
+class Evidence:
+    """Where a number is from.
+
+    Attributes:
+        label: Which of an entry's numbers: ``'seed 0'``, or a publication.
+        value: The metric.
+        log: File or address that says it.
+        choice: File that says what was read, by which recipe, and what choosing it cost: ``report.html``,
+            ``selection.json``, or the config where nothing was selected. Empty for publications.
+    """
+
+    label: str
+    value: float
+    log: str
+    choice: str = ''
+
+
+@dataclass
 class Entry:
     """One line of a leaderboard: the seeds of one of our configs, a published result, or a run without one.
 
@@ -49,6 +67,8 @@ class Entry:
         recipe: 12 digits of its digest.
         source: Where the numbers are from: work directories, or a citation.
         note: What a reader must know.
+        family: Of the diffusion model, as configs name it; empty for other backbones.
+        evidence: Of every number behind ``mean``, an :class:`Evidence` each; empty for a run that is incomplete.
     """
 
     name: str
@@ -63,6 +83,8 @@ class Entry:
     recipe: str = ''
     source: str = ''
     note: str = ''
+    family: str = ''
+    evidence: list[Evidence] = field(default_factory=list)
 
     @property
     def result(self) -> str:
@@ -172,7 +194,17 @@ def _summarise(members: list[Run], siblings: list[Run]) -> Entry:
         recipe=first.recipe[:12],
         source=f'ours, {max(run.finished for run in chosen)}: ' + ', '.join(str(run.folder) for run in chosen),
         note='; '.join(notes),
+        family=next((str(item) for key, item in first.settings.items() if key.endswith('.diffusion.type')), ''),
+        evidence=[_evidence(run) for run in chosen],
     )
+
+
+def _evidence(run: Run) -> Evidence:
+    names = ('report.html', 'selection.json') if run.criterion else ()
+    found = (run.folder / name for name in names if (run.folder / name).is_file())
+    choice = next(found, run.log.with_name('config.py') if run.log.parent != run.folder else run.log)
+    label = 'no seed' if run.seed is None else f'seed {run.seed}'
+    return Evidence(label, run.value, str(run.log), str(choice))
 
 
 def _join(values: Any) -> str:
@@ -202,8 +234,8 @@ def read_published(path: str | Path) -> list[Entry]:
     Args:
         path: YAML: ``sources`` (by key: ``title`` and ``url``), and ``results``, each with ``method``, ``dataset``,
             ``split``, ``images``, ``image_size`` (``'512x512'``, or null if the publication was not seen to say),
-            ``metric``, ``value``, ``source`` (a key), and optionally ``backbone``, ``note``, and ``protocol``: what
-            keeps a number apart from one evaluation of the last checkpoint.
+            ``metric``, ``value``, ``source`` (a key), and optionally ``backbone``, ``family`` (as configs name it),
+            ``note``, and ``protocol``: what keeps a number apart from one evaluation of the last checkpoint.
 
     Returns:
         One entry each.
@@ -227,9 +259,13 @@ def read_published(path: str | Path) -> list[Entry]:
                 raise ValueError(f'metric {task.metric!r} with value {row["value"]!r}')
             backbone = f' ({row["backbone"]})' if row.get('backbone') else ''
             cited = f'published: {source["title"]}, {source["url"]}'
+            value = float(row['value'])
             entries.append(
-                Entry(row['method'] + backbone, task, float(row['value']), source=cited, note=row.get('note', ''))
-            )
+                Entry(
+                    row['method'] + backbone, task, value, source=cited, note=row.get('note', ''),
+                    family=row.get('family', ''), evidence=[Evidence(source['title'], value, source['url'])],
+                )
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f'published={str(path)!r}: result {number} is not valid: {error!r}') from error
     return entries
@@ -249,7 +285,7 @@ def _sort(own: list[Entry], others: list[Entry]) -> list[Table]:
             if _unknown(task):
                 reasons.append(f'kept apart from everything else: {" and ".join(_unknown(task))} not known')
             members.sort(key=lambda entry: -entry.mean)
-            out.append(Table(_title(task), members, '; '.join(dict.fromkeys(reasons))))
+            out.append(Table(name_task(task), members, '; '.join(dict.fromkeys(reasons))))
         for entry in others:
             if entry.task.dataset == dataset and (_unknown(entry.task) or entry.task not in tasks):
                 reasons = [_reason(entry.task, task) for task in tasks if task != entry.task]
@@ -262,6 +298,8 @@ def _sort(own: list[Entry], others: list[Entry]) -> list[Table]:
     return out
 
 
+#: The protocol that goes without saying.
+USUAL = 'the last checkpoint, once'
 #: Fields of a :class:`Task` in words.
 WORDS = {'images': 'number of test images', 'image_size': 'image size'}
 
@@ -274,7 +312,7 @@ def _reason(task: Task, other: Task) -> str:
     """Why two tasks on one data set are not comparable."""
 
     def blank(name: str) -> str:
-        return 'the last checkpoint, once' if name == 'protocol' else 'not known'
+        return USUAL if name == 'protocol' else 'not known'
 
     differing = [
         f'{WORDS.get(name, name)} ({value or blank(name)} here, {asdict(other)[name] or blank(name)} there)'
@@ -284,7 +322,8 @@ def _reason(task: Task, other: Task) -> str:
     return f'kept apart for another {" and ".join(differing)}'
 
 
-def _title(task: Task) -> str:
+def name_task(task: Task) -> str:
+    """A task in words."""
     images = f'{task.images} images' if task.images is not None else 'number of images not known'
     size = task.image_size or 'image size not known'
     protocol = f', {task.protocol}' if task.protocol else ''
@@ -300,7 +339,7 @@ def to_text(tables: Sequence[Table]) -> str:
     parts = []
     for table in tables:
         grid = Grid(title=table.title, title_justify='left')
-        used = _used(table)
+        used = used_columns(table)
         for column in used:
             grid.add_column(column, justify='right' if column == 'result' else 'left', overflow='fold')
         for entry in table.entries:
@@ -314,7 +353,7 @@ def to_markdown(tables: Sequence[Table]) -> str:
     """The tables in Markdown."""
     parts = []
     for table in tables:
-        used = _used(table)
+        used = used_columns(table)
         lines = [f'**{table.title}**', '', f'| {" | ".join(used)} |', f'|{"---|" * len(used)}']
         for entry in table.entries:
             lines.append('| ' + ' | '.join(cell.replace('|', '\\|') for cell in entry.cells(used)) + ' |')
@@ -342,7 +381,7 @@ def to_json(tables: Sequence[Table]) -> str:
 FORMATS = {'table': to_text, 'markdown': to_markdown, 'csv': to_csv, 'json': to_json}
 
 
-def _used(table: Table) -> list[str]:
+def used_columns(table: Table) -> list[str]:
     """The columns that are not empty throughout."""
     return [column for column, field in COLUMNS.items() if any(getattr(entry, field) for entry in table.entries)]
 

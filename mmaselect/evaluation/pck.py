@@ -79,7 +79,7 @@ class PCK(BaseMetric):
                 for average, value in pck(right, categories).items():
                     metrics[f'{side}_{threshold:g}/{average}'] = value
                 each = {
-                    name: pck([one for one, other in zip(right, categories, strict=True) if other == name], [name] * n)
+                    name: pck([one for one, other in zip(right, categories) if other == name], [name] * n)
                     for name, n in sorted(Counter(categories).items())
                 }
                 table = ', '.join(f'{name} {value["point"]:.1f}' for name, value in each.items())

@@ -48,7 +48,7 @@ class ProbeResult:
 
     def mean(self, taps: Sequence[Tap]) -> list[float]:
         """Accuracy over timesteps, averaged over taps: where several feed one head, it stands for that head."""
-        return [sum(values) / len(taps) for values in zip(*(self.accuracy[tap] for tap in taps), strict=True)]
+        return [sum(values) / len(taps) for values in zip(*(self.accuracy[tap] for tap in taps))]
 
 
 @torch.no_grad()
@@ -164,7 +164,7 @@ def probe(
         noise: See :func:`read_features`.
         seed: Likewise.
         store: JSON file that keeps the results of a request, so that figures and tables share them.
-        progress: Show progress bars.
+        progress: Show a progress bar.
 
     Returns:
         The accuracies.
@@ -182,17 +182,20 @@ def probe(
     for entry in known:
         if entry['request'] == request:
             return _from_entry(entry)
-    result = ProbeResult(timesteps)
-    read, started = {}, time.perf_counter()
-    for name, dataset in splits.items():
-        images = RunnerImages(runner, dataset, 'val', 'auto', seed, labels=True)
-        total = -(-len(images) // images.batch_size)
-        with progress_bar(total=total, desc=f'features of {name}', disable=not progress) as bar:
-            read[name] = read_features(images, timesteps, taps, noise, seed, bar.update)
-        result.block_evaluations += len(images) * len(timesteps) * backbone.diffusion.num_blocks
-    result.feature_seconds = time.perf_counter() - started
-    started = time.perf_counter()
-    with progress_bar(total=len(taps) * len(timesteps), desc='linear probes', disable=not progress) as bar:
+    result, read = ProbeResult(timesteps), {}
+    sources = {
+        name: RunnerImages(runner, dataset, 'val', 'auto', seed, labels=True) for name, dataset in splits.items()
+    }
+    passes = len(timesteps) * sum(-(-len(images) // images.batch_size) for images in sources.values())
+    # A probe takes about as long as a pass or two.
+    total = passes + len(taps) * len(timesteps)
+    with progress_bar(total=total, desc=f'linear probes, {noise} noise', unit='step', disable=not progress) as bar:
+        started = time.perf_counter()
+        for name, images in sources.items():
+            read[name] = read_features(images, timesteps, taps, noise, seed, lambda: bar.update(len(timesteps)))
+            result.block_evaluations += len(images) * len(timesteps) * backbone.diffusion.num_blocks
+        result.feature_seconds = time.perf_counter() - started
+        started = time.perf_counter()
         (train, train_labels), (test, test_labels) = read['train'], read['val']
         for tap in taps:
             result.accuracy[tap] = []
@@ -200,7 +203,7 @@ def probe(
                 accuracy = linear_probe(train[one, tap], train_labels, test[one, tap], test_labels)
                 result.accuracy[tap].append(accuracy)
                 bar.update()
-    result.probe_seconds = time.perf_counter() - started
+        result.probe_seconds = time.perf_counter() - started
     if store is not None:
         content = asdict(result)
         content['accuracy'] = [[*tap, values] for tap, values in result.accuracy.items()]

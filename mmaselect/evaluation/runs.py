@@ -45,6 +45,7 @@ IRRELEVANT = (
     'log_processor', 'visualizer', 'vis_backends', 'default_hooks', 'custom_imports', 'auto_scale_lr',
     'test_dataloader', 'test_evaluator', 'test_cfg', 'test_pipeline', 'train_pipeline', 'tta_model', 'tta_pipeline',
     'dataset', 'dataset_type', 'data_root', 'classes', 'palette', 'metainfo', 'norm_cfg', 'crop_size',
+    'model_wrapper_cfg',
 )  # fmt: skip
 #: Fields that change speed alone, or name places: what is there is known by the recipe, and the task.
 IRRELEVANT_IN = {
@@ -99,6 +100,7 @@ class Run:
         training_seconds: Of the training iterations, by the log.
         settings: The config, flattened, without what does not change the result.
         finished: When the last checkpoint was written, ``YYYY-MM-DD``.
+        log: The file that ``value`` was read from.
     """
 
     folder: Path
@@ -114,6 +116,7 @@ class Run:
     selection_seconds: float | None
     training_seconds: float
     finished: str
+    log: Path
     settings: dict[str, Any] = field(repr=False)
 
     @property
@@ -183,7 +186,9 @@ def read_run(folder: Path) -> Run:
     ]
     metric, value, seconds, end = _result(config, [line for lines in [*logs.values(), *made_up] for line in lines])
     checkpoint = _checkpoint(folder, last.parent.name, *end)
-    state, meta = checkpoint['state_dict'], checkpoint['meta']
+    # Strategies of mmengine's write the prefix of the wrapper.
+    state = {name.removeprefix('module.'): value for name, value in checkpoint['state_dict'].items()}
+    meta = checkpoint['meta']
     missing = [name for name in (RECIPE, TIMESTEP, TAPS) if f'backbone.{name}' not in state]
     if missing:
         raise Incomplete(
@@ -211,6 +216,7 @@ def read_run(folder: Path) -> Run:
         selection_seconds=selection.get('seconds'),
         training_seconds=seconds,
         finished=time.strftime('%Y-%m-%d', time.strptime(meta['time'], '%Y%m%d_%H%M%S')),
+        log=last / 'scalars.json',
         settings=settings,
     )
 
@@ -257,7 +263,7 @@ def _read_evaluation(folder: Path) -> Run:
         taps=', '.join(dict.fromkeys(f'{tap.block} {tap.component}' for tap in taps)), recipe=recipe,
         criterion=selection.get('criterion_label'), block_evaluations=selection.get('block_evaluations'),
         selection_seconds=selection.get('seconds'), training_seconds=0.0, finished=finished,
-        settings=_settings(config),
+        log=folder / EVALUATION, settings=_settings(config),
     )  # fmt: skip
 
 
@@ -296,7 +302,7 @@ def _literal(node: ast.expr | None) -> Any:
         out.update({keyword.arg: _literal(keyword.value) for keyword in node.keywords})
         return out
     if isinstance(node, ast.Dict):
-        return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values, strict=True)}
+        return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values)}
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_literal(item) for item in node.elts]
     if node is None:

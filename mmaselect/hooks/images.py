@@ -326,8 +326,7 @@ def check_channel_order(cfg: Any, preprocessor: torch.nn.Module) -> None:
                 continue
             # mmcv's Normalize swaps unless it is told not to.
             own = [
-                step.get('to_rgb', name == 'Normalize') or step.get('to_bgr', False)
-                for name, step in zip(names, steps, strict=True)
+                step.get('to_rgb', name == 'Normalize') or step.get('to_bgr', False) for name, step in zip(names, steps)
             ]
             if (sum(map(bool, own)) + bool(swaps)) % 2 == 0:
                 fault = 'turned twice' if swaps else 'never turned'
@@ -379,8 +378,8 @@ def labels_of(data_sample: Any, ignored: int = IGNORED) -> Tensor | None:
     label = getattr(data_sample, 'gt_label', None)
     if isinstance(label, Tensor) and label.numel() == 1:
         return label.flatten()[0].cpu()
-    pixels = getattr(data_sample, 'gt_sem_seg', None)
+    pixels = getattr(getattr(data_sample, 'gt_sem_seg', None), 'data', None)
     if pixels is None:
         return None
-    dense = pixels.data[0].long().cpu()
+    dense = pixels[0].long().cpu()
     return dense.masked_fill(dense == ignored, IGNORED)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from mmaselect.diffusion.taps import Tap, all_taps
 from mmaselect.errors import InputError, check_choice, check_count
 from mmaselect.hooks.images import RunnerImages, check_last_batch, find_backbone, has_backbone
 from mmaselect.hooks.ranks import RunnerRanks
-from mmaselect.images import AUTO_IMAGES
+from mmaselect.images import AUTO_IMAGES, draw_portions
 from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criteria
 from mmaselect.selection.report import Selection, identifier, read_selection
 from mmaselect.selection.search import STRATEGIES, count_passes, make_timesteps
@@ -43,8 +46,9 @@ class TimestepSelectionHook(Hook):
     A backbone with ``timestep='auto'`` gets the timestep whose features score highest. With ``block='auto'`` or
     ``component='auto'`` all combinations are scored in the same passes, and of blocks within one standard error of the
     best the earliest is chosen. Every rank takes its share of the images, and all ranks choose the same.
-    ``selection.json`` and ``selection.png`` go to the work directory. The choice goes into every checkpoint; where one
-    is loaded, or ``--resume`` finds the ``selection.json`` of the same selection, nothing is searched again.
+    ``selection.json``, ``selection.png`` and ``report.html`` go to the work directory. The choice goes into every
+    checkpoint; where one is loaded, or ``--resume`` finds the ``selection.json`` of the same selection, nothing is
+    searched again.
 
     Args:
         criterion: What decides; None for ``dict(type='InstanceInformation')``, which docs/en/evidence.md recommends.
@@ -288,7 +292,10 @@ class TimestepSelectionHook(Hook):
             data=_describe_data(runner),
             unreadable=[list(entry) for entry in images.unreadable.found],
             world_size=dist.get_world_size(),
+            command=_command(),
+            recipe=backbone.recipe,
             versions={
+                'python': platform.python_version(),
                 'mmaselect': __version__,
                 'torch': torch.__version__,
                 'diffusers': diffusers.__version__,
@@ -299,14 +306,32 @@ class TimestepSelectionHook(Hook):
         # mmengine's own file is the log of the training: whoever plots it takes a step for an iteration.
         boards = [board for board in runner.visualizer._vis_backends.values() if not isinstance(board, LocalVisBackend)]
         for label in selection.sweep.scores:
-            for timestep, score in zip(selection.sweep.timesteps, selection.curve(label), strict=True):
+            for timestep, score in zip(selection.sweep.timesteps, selection.curve(label)):
                 for backend in boards:
                     backend.add_scalar(f'selection/{identifier(label)}', score, step=round(timestep))
         # Not by OpenCV, which does not know every name that a folder may have.
         with Image.open(Path(runner.work_dir) / 'selection.png') as curve:
             # With the suffix: MLflow writes a file of this name.
             runner.visualizer.add_image('selection.png', np.asarray(curve.convert('RGB')))
+        self._write_page(runner, selection, images, content)
         return content
+
+    def _write_page(self, runner: Runner, selection: Selection, images: RunnerImages, content: dict[str, Any]) -> None:
+        """Writes ``report.html``. Whatever goes wrong here costs no selection: it is chosen and written."""
+        folder, model, sigma = Path(runner.work_dir), images.backbone.diffusion, getattr(self.criterion, 'sigma', 0.25)
+        (drawn,) = draw_portions(len(images), images.group, self.seed)
+        try:
+            from mmaselect.pages.pictures import write_pictures
+
+            write_pictures(folder, content, model, images, drawn, selection.taps[0], sigma)
+        except Exception as error:
+            runner.logger.warning(f'report.html has no pictures: {error!r}')
+        try:
+            from mmaselect.pages import write_report
+
+            write_report(folder)
+        except Exception as error:
+            runner.logger.warning(f'report.html was not written: {error!r}')
 
 
 def _describe_data(runner: Runner) -> dict[str, Any]:
@@ -330,6 +355,14 @@ def check_candidates(blocks: Sequence[int] | None, components: Sequence[str] | N
     for component in components or ():
         if not isinstance(component, str):
             raise InputError(f'components={components!r} is not valid: give names')
+
+
+def _command() -> str:
+    """The command that runs, to be pasted into a shell."""
+    program, *arguments = sys.argv
+    # ``mmaselect select`` is two words.
+    start = program if program.startswith('mmaselect ') else shlex.quote(program)
+    return ' '.join(['python ' * program.endswith('.py') + start, *map(shlex.quote, arguments)])
 
 
 def _list(timesteps: Sequence[float] | None) -> str:

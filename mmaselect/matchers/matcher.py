@@ -129,7 +129,7 @@ class FeatureMatcher(BaseModel):
                 first.places(sample.source_points.to(inputs.device)),
                 second.places(sample.target_points.to(inputs.device)),
             ]
-            for (first, second), sample in zip(frames, data_samples, strict=True)
+            for (first, second), sample in zip(frames, data_samples)
         ]
         sources, targets = ([one[part] for one in maps] for part in (slice(count), slice(count, None)))
         return self.head.loss(sources, targets, places)

@@ -2,6 +2,7 @@
 
 from mmaselect.necks.activation_aggregation import ActivationAggregation
 from mmaselect.necks.attention_pooling import AttentionPooling
+from mmaselect.necks.simple_pyramid import SimplePyramid
 from mmaselect.necks.softmax_fusion import SoftmaxFusion
 
-__all__ = ['ActivationAggregation', 'AttentionPooling', 'SoftmaxFusion']
+__all__ = ['ActivationAggregation', 'AttentionPooling', 'SimplePyramid', 'SoftmaxFusion']

@@ -108,8 +108,7 @@ class ActivationAggregation(BaseModule):
             sizes = {tuple(maps[number].shape[2:]) for number in level}
             if len(sizes) > 1:
                 raise InputError(f"strides of the neck are not the backbone's: maps {level} have sizes {sorted(sizes)}")
-        read = [block(one) for block, one in zip(self.single, maps, strict=True)]
+        read = [block(one) for block, one in zip(self.single, maps)]
         return tuple(
-            block(torch.cat([read[number] for number in level], 1))
-            for block, level in zip(self.joint, self.levels, strict=True)
+            block(torch.cat([read[number] for number in level], 1)) for block, level in zip(self.joint, self.levels)
         )

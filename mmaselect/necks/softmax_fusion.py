@@ -79,11 +79,11 @@ class SoftmaxFusion(BaseModule):
         """
         if len(maps) != self.num_maps:
             raise InputError(f'SoftmaxFusion was built for num_maps={self.num_maps}, but {len(maps)} came in')
-        normed = [norm(one) for norm, one in zip(self.norms, maps, strict=True)]
+        normed = [norm(one) for norm, one in zip(self.norms, maps)]
         fused = []
         for output, weights in enumerate(self.weights):
             members = normed[output :: self.num_outputs]
             size = max((member.shape[2:] for member in members), key=lambda shape: shape.numel())
             resized = [one if one.shape[2:] == size else F.interpolate(one, size, mode='bilinear') for one in members]
-            fused.append(sum(weight * one for weight, one in zip(weights, resized, strict=True)))
+            fused.append(sum(weight * one for weight, one in zip(weights, resized)))
         return tuple(fused)

@@ -133,7 +133,7 @@ class LatentDataset(Dataset):
         items = [(number, data, index) for number, data in enumerate(self.datasets) for index in range(len(data))]
         latents: list[Tensor] = []
         sizes: set[tuple[int, ...]] = set()
-        with progress_bar(total=len(items), desc='encoding', unit='image') as bar:
+        with progress_bar(total=len(items), desc='encoding', unit='images') as bar:
             for start in range(0, len(items), self.batch_size):
                 images = [self._image(*item) for item in items[start : start + self.batch_size]]
                 sizes.update(tuple(image.shape[1:]) for image in images)

@@ -167,7 +167,7 @@ def build_criteria(configs: Sequence[dict[str, Any] | Criterion], fields: Sequen
         The criteria by label; where two would have the same, the second one's says in what they differ.
     """
     criteria: dict[str, Criterion] = {}
-    for config, field in zip(configs, fields, strict=True):
+    for config, field in zip(configs, fields):
         criterion = build_criterion(config, field)
         mine = criterion.parameters
         if any(mine == other.parameters for other in criteria.values()):

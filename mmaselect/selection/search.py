@@ -445,10 +445,10 @@ class Search:
             else:
                 assert isinstance(criterion, SummedCriterion)
                 scores = self._score_free(which, criterion, evaluated)
-            result.scores[criterion.label] = dict(zip(self.taps, scores.T.tolist(), strict=True))
+            result.scores[criterion.label] = dict(zip(self.taps, scores.T.tolist()))
             if resampled is not None:
                 bounds = interval(resampled).transpose(0, 1).tolist()
-                result.intervals[criterion.label] = dict(zip(self.taps, bounds, strict=True))
+                result.intervals[criterion.label] = dict(zip(self.taps, bounds))
             result.choices[criterion.label] = self._choose(result.timesteps, scores, resampled, total['shared'].cpu())
         result.seconds = self._seconds + time.perf_counter() - started
         return result
@@ -465,7 +465,7 @@ class Search:
                     # A rank may have had no images.
                     kept = self._rows.get((criterion.kept, position, number))
                     kept = kept or [(torch.empty(0), torch.empty(0).long())]
-                    rows, groups = self.ranks.gather(*(torch.cat(parts) for parts in zip(*kept, strict=True)))
+                    rows, groups = self.ranks.gather(*(torch.cat(parts) for parts in zip(*kept)))
                     self._judged[key] = jackknife(criterion.score, rows, groups, criterion.leave_out)
                 whole, influence = self._judged[key]
                 scores.append(whole)
@@ -502,9 +502,7 @@ class Search:
             same = (drawn[:, 0] == alternative) & (drawn[:, 1] == position)
             choice.agreement = same.double().mean().item()
             counts = torch.bincount(drawn[:, 1], minlength=len(timesteps)).tolist()
-            choice.resamples = {
-                timestep: count / len(drawn) for timestep, count in zip(timesteps, counts, strict=True) if count
-            }
+            choice.resamples = {timestep: count / len(drawn) for timestep, count in zip(timesteps, counts) if count}
         return choice
 
 
@@ -563,7 +561,7 @@ def run(
             start(positions)
         state = search.finish()
         curves = [state.curve(label, taps) for taps in search.alternatives]
-        return dict(zip(sorted(search.evaluated), map(max, zip(*curves, strict=True)), strict=True))
+        return dict(zip(sorted(search.evaluated), map(max, zip(*curves))))
 
     done = coarse_to_fine(len(search.timesteps), evaluate, search.timesteps)
     return replace(search.finish() if state is None else state, strategy=done)

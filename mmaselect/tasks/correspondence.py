@@ -144,11 +144,11 @@ def discard_massive(images: Sequence[Sequence[Tensor]], k: float) -> tuple[list[
     Returns:
         New maps, and the numbers of the channels of each tap.
     """
-    found = [massive_channels(maps, k) for maps in zip(*images, strict=True)]
+    found = [massive_channels(maps, k) for maps in zip(*images)]
     kept = []
     for maps in images:
         new = [one.clone() for one in maps]
-        for one, channels in zip(new, found, strict=True):
+        for one, channels in zip(new, found):
             one[channels] = 0
         kept.append(new)
     return kept, found
@@ -326,9 +326,14 @@ def pck(right: Sequence[Tensor], categories: Sequence[str]) -> dict[str, float]:
     Returns:
         In percent: ``'point'``: over all points; ``'image'``: the mean of each pair, then over pairs; ``'category'``:
         over the points of each category, then over categories.
+
+    Raises:
+        InputError: If there are more or fewer categories than pairs.
     """
+    if len(right) != len(categories):
+        raise InputError(f'{len(categories)} categories for {len(right)} pairs: give one for each pair')
     by_category: dict[str, list[Tensor]] = {}
-    for one, category in zip(right, categories, strict=True):
+    for one, category in zip(right, categories):
         by_category.setdefault(category, []).append(one)
     return {
         'point': 100 * mean_of([torch.cat(list(right))]),

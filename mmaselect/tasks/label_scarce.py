@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmaselect.errors import InputError, check_count
+from mmaselect.progress import PATIENCE, progress_bar
 
 #: Pixels that are classified at once.
 PIXELS = 16384
@@ -163,7 +164,8 @@ def fit(
     places = places_of(height, width, labels.device)
     generator = torch.Generator().manual_seed(seed)
     ensemble.train()
-    for number, member in enumerate(ensemble.members):
+    members = progress_bar(iterable=ensemble.members, desc='training', unit='members', delay=PATIENCE, leave=False)
+    for number, member in enumerate(members):
         optimizer = torch.optim.Adam(member.parameters(), lr=lr)
         lowest, since = float('inf'), 0
         for epoch in range(1, epochs + 1):

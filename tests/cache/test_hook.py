@@ -21,8 +21,10 @@ from test_configs import shrink
 
 from mmaselect.cache import FeatureCacheHook
 from mmaselect.cache.build import FeatureCache
+from mmaselect.cache.hook import make_cache, read_settings
 from mmaselect.cache.store import FeatureStore
 from mmaselect.errors import InputError
+from mmaselect.hooks.images import find_backbone
 
 FLIPPED = [
     dict(type='LoadImageFromFile'),
@@ -52,7 +54,9 @@ def train(digits, tmp_path):
         config.default_hooks.logger.interval = 1
         config.randomness = dict(seed=0)
         if cache is not None:
-            config.model.backbone.cache = dict(dir=str(tmp_path / 'cache'), dtype='float32', **cache)
+            # Maps, unless a test asks for vectors.
+            settings = dict(dir=str(tmp_path / 'cache'), dtype='float32', pool=False)
+            config.model.backbone.cache = {**settings, **cache}
             config.custom_hooks = [dict(type='FeatureCacheHook')]
         config.merge_from_dict(changes)
         config.work_dir = str(tmp_path / f'run{next(number)}')
@@ -97,6 +101,29 @@ def test_the_loss_curve_is_that_without_a_cache(train, computed):
     ]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_vectors_train_as_maps_do_and_are_fifty_times_smaller(train, computed, tmp_path):
+    plain, maps, vectors = train(), train(cache={}), train(cache=dict(pool=True, dtype=None))
+    again = train(cache=dict(pool=True, dtype=None))
+    for runner in (vectors, again):
+        # The dtype is float32 here: nothing is rounded.
+        assert runner.losses == plain.losses
+        assert runner.metrics == plain.metrics
+    assert computed == [150, 150, 0]
+    folders = [features_of(runner).store.folder for runner in (maps, vectors)]
+    large, small = (sum(path.stat().st_size for path in folder.glob('*.safetensors')) for folder in folders)
+    assert 50 < large / small < 64
+    (log,) = Path(vectors.work_dir).glob('*/*.log')
+    assert 'vectors are kept, as GlobalAveragePooling makes them of the maps, in float32' in log.read_text()
+    (shard,) = folders[1].glob('*.safetensors')
+    with safe_open(str(shard), 'pt') as file:
+        assert file.get_tensor('maps.0').shape == (150, 128, 1, 1)
+    # A neck that attends needs the maps.
+    neck = dict(_delete_=True, type='AttentionPooling', in_channels=128, embed_dims=8, num_layers=1)
+    attending = train(cache=dict(pool=True), build_only=True, **{'model.neck': neck, 'model.head.in_channels': 8})
+    cache = make_cache(attending, read_settings(find_backbone(attending).cache))
+    assert cache.description['pooling'] is None
 
 
 def test_half_precision_is_near(train):
@@ -153,6 +180,7 @@ def test_only_what_changed_is_computed_again(train, computed, digits, tmp_path):
         {'model.backbone.diffusion.shift': 2.0},
         {'model.backbone.diffusion.normalised_qk': True},
         {'model.backbone.cache.dtype': 'bfloat16'},
+        {'model.backbone.cache.pool': True},
         {'train_dataloader.dataset.pipeline.1.scale': 24},
         {'model.backbone.mean': [120.0] * 3, 'data_preprocessor.mean': [120.0] * 3},
     ],
@@ -172,9 +200,6 @@ def features_of(runner):
 
 
 def describe(train, changes):
-    from mmaselect.cache.hook import make_cache, read_settings
-    from mmaselect.hooks.images import find_backbone
-
     runner = train(cache={}, build_only=True, **changes)
     return make_cache(runner, read_settings(find_backbone(runner).cache)).description
 
@@ -215,17 +240,19 @@ def test_a_damaged_shard_is_computed_again(train, computed, tmp_path):
 
 
 def test_epochs_take_turns_with_the_views(train, computed):
-    runner = train(cache=dict(views=3), **{'train_dataloader.dataset.pipeline': FLIPPED, 'train_cfg.max_epochs': 4})
+    runner = train(
+        cache=dict(views=3, pool=True), **{'train_dataloader.dataset.pipeline': FLIPPED, 'train_cfg.max_epochs': 4}
+    )
     assert computed == [450]
     features = features_of(runner)
     seen = []
     for epoch in range(4):
         features.epoch = epoch
-        seen.append([features.key(index) for index in range(150)])
-    assert all(len(set(views)) == 3 for views in zip(*seen[:3], strict=True))
+        seen.append(features.keys_of(range(150)).tolist())
+    assert all(len(set(views)) == 3 for views in zip(*seen[:3]))
     assert seen[3] == seen[0]
     # In one epoch some images show their first view, others their second.
-    assert {views.index(key) for views, key in zip(features.keys, seen[0], strict=True)} == {0, 1, 2}
+    assert {views.index(key) for views, key in zip(features.keys.tolist(), seen[0])} == {0, 1, 2}
     maps = features.store.read(features.keys[0])['maps.0']
     assert not torch.equal(maps[0], maps[1])
     assert features.epoch == 3
@@ -292,9 +319,10 @@ def test_repeated_images_are_computed_once(train, computed):
     'cache,changes,message',
     [
         ({}, {'model.backbone.cache': None}, r"needs model\.backbone\.cache=dict\(dir='\.\.\.'\)"),
-        (dict(view=2), {}, "field of cache='view' is not known; choose from: dir, dtype, views, max_gb"),
+        (dict(view=2), {}, "field of cache='view' is not known; choose from: dir, dtype, pool, views, max_gb"),
         (dict(views=0), {}, r'cache\.views=0 is not valid: give a whole number of at least 1'),
         ({}, {'model.backbone.cache.dtype': 'int8'}, "dtype='int8' is not known; choose from: float32, bfloat16"),
+        (dict(pool=1), {}, r'cache\.pool=1 is not valid: give True or False'),
         (dict(max_gb=0), {}, r'cache\.max_gb=0 is not valid: give a number above 0'),
         (dict(max_gb=0.001), {}, r'max_gb=0\.001 is less than the 0\.00492 GB that the features would take'),
         ({}, {'model.backbone.timestep': 'auto'}, r'a cache needs a timestep: add .*TimestepSelectionHook'),
@@ -486,14 +514,14 @@ def test_the_tool_selects_computes_and_says_how_much(digits, tmp_path, call_tool
     done = call_tool(*arguments, *options(digits))
     assert done.returncode == 0, done.stderr[-3000:]
     selection = json.loads((tmp_path / 'work/selection.json').read_text())
-    size = 150 * (128 * 8 * 8 * 2 + 8)
+    size = 150 * (128 * 4 + 8)
     where = f'150 images, 1 view(s) of each, at timestep {selection["timestep"]:g}: '
     said = done.stdout.splitlines()[-1]
     assert said.startswith(where)
     assert f' GB in {tmp_path}/cache/' in said
-    # Features and labels, and a header of a few dozen bytes per image.
-    assert 1 < float(said.removeprefix(where).split()[0]) * 1e9 / size < 1.01
+    # Features and labels, and sizes and a header of a few dozen bytes per image.
+    assert 1 < float(said.removeprefix(where).split()[0]) * 1e9 / size < 1.2
     line = error_line(call_tool('cache_features.py', DEMO, *options(digits)))
     assert "give --dir, or model.backbone.cache=dict(dir='...')" in line
-    line = error_line(call_tool(*arguments, '--max-gb', '0.001', '--dtype', 'float32', *options(digits)))
-    assert 'max_gb=0.001 is less than' in line
+    line = error_line(call_tool(*arguments, '--max-gb', '0.00001', '--dtype', 'bfloat16', *options(digits)))
+    assert 'max_gb=1e-05 is less than' in line

@@ -91,6 +91,40 @@ def test_damaged_shards_are_removed(store, damage, caplog):
     assert store.verify([sound.stem]) == []
 
 
+def test_what_has_not_changed_since_it_was_verified_is_believed(store):
+    assert store.verified_until() == 0
+    path, moment = store.write(rows('a')), store.clock()
+    store.set_verified(moment)
+    assert store.verified_until() == moment
+    flip_a_byte(path)
+    # Nobody reads what was last changed before.
+    assert store.verify(store.shards(), since=path.stat().st_ctime_ns + 1) == []
+    assert store.verify(store.shards(), since=store.verified_until()) == [path.stem]
+    (store.folder / 'verified.json').write_text('{"verified_until": ')
+    assert store.verified_until() == 0
+
+
+def test_many_shards_are_found_in_order(store, monkeypatch):
+    monkeypatch.setattr('mmaselect.cache.store.MAPPED', 2)
+    for number in range(5):
+        store.write(rows(f'{number}x', f'{number}y', 'twice', seed=number))
+    store.refresh()
+    assert len(store) == 11
+    names = ['3y', 'twice', '0x', '4y']
+    first = store.shards()[0]
+    with_first = next(
+        number
+        for number in range(5)
+        if store.write(rows(f'{number}x', f'{number}y', 'twice', seed=number)).stem == first
+    )
+    expected = [rows(f'{n}x', f'{n}y', 'twice', seed=n)[name]['maps'] for n, name in zip((3, with_first, 0, 4), names)]
+    assert torch.equal(store.read(names)['maps'], torch.stack(expected))
+    assert len(store._maps) == 2
+    assert (store.find(['0x', 'none', '9x', '']) >= 0).tolist() == [True, False, False, False]
+    with pytest.raises(KeyError, match='does not have all of these rows'):
+        store.read(['0x', '0xx'])
+
+
 def test_a_foreign_file_is_named(store):
     from safetensors.torch import save_file
 

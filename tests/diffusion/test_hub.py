@@ -228,7 +228,7 @@ def test_offline_it_says_what_is_cached(dit, monkeypatch):
 def test_a_hub_that_is_down(dit, monkeypatch):
     """What is in the cache is used, and the hub is tried no more once it did not answer; of the rest it says so."""
     import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.utils import LocalEntryNotFoundError
 
     identity = load('me/dit').identity
     original, tried = huggingface_hub.hf_hub_download, []

@@ -77,13 +77,13 @@ def test_what_changes_nothing_does_not_count(field):
 @pytest.mark.parametrize(
     'change,named',
     [
-        (dict(noise='fresh'), 'noise=fresh in the config, fixed then'),
-        (dict(noise_seed=1), 'noise_seed=1 in the config, 0 then'),
+        (dict(noise='fresh'), 'noise=fresh in the config, fixed in training'),
+        (dict(noise_seed=1), 'noise_seed=1 in the config, 0 in training'),
         (dict(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0]), 'mean='),
         (dict(mean=[123.675, 116.28, 103.53], std=[1.0, 1.0, 1.0]), 'std='),
-        (dict(diffusion=dict(SIT, type='DiT')), 'family=DiT in the config, SiT then'),
-        (dict(diffusion=dict(SIT, shift=3.0)), 'process.shift=3.0 in the config, 1.0 then'),
-        (dict(diffusion=dict(SIT, dtype='float16')), 'dtype=float16 in the config, float32 then'),
+        (dict(diffusion=dict(SIT, type='DiT')), 'family=DiT in the config, SiT in training'),
+        (dict(diffusion=dict(SIT, shift=3.0)), 'process.shift=3.0 in the config, 1.0 in training'),
+        (dict(diffusion=dict(SIT, dtype='float16')), 'dtype=float16 in the config, float32 in training'),
     ],
 )
 def test_a_checkpoint_of_another_recipe_is_refused_by_name(change, named):
@@ -109,7 +109,7 @@ def test_names_do_not_count_but_what_is_there_does(model_folder, tmp_path):
             'architecture.timestep_freq_shift=None in the config',
         ),
         ('scheduler/scheduler_config.json', {'beta_end': 0.02}, 'process.alphas_cumprod='),
-        ('vae/config.json', {'scaling_factor': 0.25}, 'encoder.scaling_factor=0.5 in the config, 0.25 then'),
+        ('vae/config.json', {'scaling_factor': 0.25}, 'encoder.scaling_factor=0.5 in the config, 0.25 in training'),
     ):
         before = (copy / file).read_text()
         (copy / file).write_text(json.dumps({**json.loads(before), **change}))

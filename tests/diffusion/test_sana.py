@@ -57,7 +57,7 @@ def make_family(arch, taps, normalised=False, network=None, shift=1.0):
 
 def full_pass(arch, latent, timestep):
     """What every tap should give, as maps, by hooks on the untouched model, called as diffusers' pipeline does."""
-    network, seen = make_network(arch), {}
+    network, seen = make_network(arch).to(latent.dtype), {}
     for number, block in enumerate(network.transformer_blocks):
         attention = block.attn1
         modules = dict(
@@ -73,7 +73,8 @@ def full_pass(arch, latent, timestep):
             module.register_forward_hook(keep)
     with torch.no_grad():
         time = torch.tensor(float(timestep)).expand(len(latent)) * network.config.timestep_scale
-        network(latent, encoder_hidden_states=PROMPT['prompt_embeds'].expand(len(latent), -1, -1), timestep=time)
+        prompt = PROMPT['prompt_embeds'].to(latent).expand(len(latent), -1, -1)
+        network(latent, encoder_hidden_states=prompt, timestep=time)
     return seen
 
 
@@ -81,10 +82,11 @@ def full_pass(arch, latent, timestep):
 @pytest.mark.parametrize('timestep', [50, 600])
 @pytest.mark.parametrize('case', CASES)
 def test_every_tap_equals_a_hook_on_the_full_pass(case, timestep, size):
+    """In float64: linear attention divides by small sums, which makes much of float32's rounding on some processors."""
     arch = dict(CASES[case], timestep_scale=0.5)
-    latent, taps = make_latent(*size), [tap for tap in Sana.known_taps(arch) if tap.component != 'modulated']
+    latent, taps = make_latent(*size).double(), [tap for tap in Sana.known_taps(arch) if tap.component != 'modulated']
     with torch.no_grad():
-        read = make_family(arch, taps)(latent, timestep)
+        read = make_family(arch, taps).double()(latent, timestep)
     expected = full_pass(arch, latent, timestep)
     assert set(read) == set(taps)
     for tap, maps in read.items():

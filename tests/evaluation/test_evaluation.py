@@ -192,6 +192,20 @@ def test_criteria_are_compared_with_the_oracle(digits, tmp_path):
         assert len(file.keys()) == 150 + 60 + 40
 
 
+def test_settings_are_varied_one_at_a_time(digits, tmp_path, call_tool):
+    call_tool(
+        'analysis_tools/compare_criteria.py', DEMO, '--settings', '--noise', 'fixed', '--work-dir', str(tmp_path),
+        '--blocks', '1', *options(digits),
+    )  # fmt: skip
+    cost = {row['criterion']: row['block evaluations'] for row in read(tmp_path / 'settings.csv')}
+    # 40 images, 3 timesteps, 3 blocks, a pass per view; 150 images are all there are.
+    assert cost['as configured'] == cost['pool=4'] == cost['shrinkage=0.3'] == 2 * 40 * 3 * 3
+    assert cost["views with {'crop': 0.1}"] == cost['as configured']
+    assert cost['num_views=8'] == 4 * cost['as configured']
+    assert (cost['num_images=32'], cost['num_images=150']) == (2 * 32 * 3 * 3, 2 * 150 * 3 * 3)
+    assert cost['always 500'] == 0
+
+
 def test_a_verdict_is_computed_by_hand():
     accuracy = {Tap(1, 'query'): [50.0, 60.0, 55.0], Tap(2, 'query'): [70.0, 60.0, 65.0]}
     scores = {Tap(1, 'query'): [1.0, 2.0, 3.0], Tap(2, 'query'): [2.0, 1.0, 1.5]}

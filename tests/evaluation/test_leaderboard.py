@@ -256,6 +256,17 @@ def test_dumped_configs_are_read_as_they_are(tmp_path):
         assert json.loads(json.dumps(parse_config(tmp_path / path.name))) == expected
 
 
+def test_a_wrapper_may_have_named_the_weights(copy):
+    """mmengine's ``DDPStrategy`` writes ``module.backbone.timestep``."""
+    folder = copy('wrapped')
+    whole = read_run(folder)
+    checkpoint = torch.load(folder / 'epoch_3.pth', weights_only=True)
+    checkpoint['state_dict'] = {f'module.{name}': value for name, value in checkpoint['state_dict'].items()}
+    torch.save(checkpoint, folder / 'epoch_3.pth')
+    again = read_run(folder)
+    assert (again.timesteps, again.recipe) == (whole.timesteps, whole.recipe)
+
+
 def test_a_resumed_run_is_one_run(copy):
     """Two logs: the first was killed in epoch 3, the second began after epoch 2."""
     folder = copy('resumed')

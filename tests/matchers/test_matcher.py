@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, error_line, run_tool
+from conftest import ROOT, error_line, run_tool, start_ranks
 from gdf_miniatures import shrink_backbone, shrink_channels
 from miniatures import COUNT, make, write_image
 from mmengine.config import Config
@@ -275,7 +275,7 @@ NANO = ROOT / 'configs/correspondence/dit-nano_zero-shot_warped-digits-16px.py'
 def options(folder, **more):
     values = {f'{split}_dataloader.dataset.data_root': folder for split in ('train', 'val', 'test')}
     values |= {'custom_hooks.0.timesteps': '[0,900]', 'custom_hooks.0.num_images': 8, 'custom_hooks.0.batch_size': 8}
-    values |= {'test_dataloader.dataset.indices': 12, 'test_dataloader.batch_size': 4, **more}
+    values |= {'test_dataloader.dataset.indices': 13, 'test_dataloader.batch_size': 4, **more}
     return ['--cfg-options', *(f'{key}={value}' for key, value in values.items())]
 
 
@@ -287,10 +287,18 @@ def test_tools_test_none_and_matches(digits, tmp_path):
     run, selection = read_run(tmp_path), json.loads((tmp_path / 'selection.json').read_text())
     assert run.value == pytest.approx(float(printed), abs=1e-3)
     assert run.timesteps == (selection['timestep'],) == (0,)
-    assert (run.task.images, run.task.image_size, run.taps) == (12, '16x16', '2 output')
+    assert (run.task.images, run.task.image_size, run.taps) == (13, '16x16', '2 output')
     assert run.task.metric == 'PCK@0.1 of the image, per point (%)'
     # Of nine points on 16 pixels, guessing has some four in a hundred.
     assert run.value > 40
+    # 13 pairs by two processes, each with batches of its own: every average to the last digit.
+    ranks = start_ranks(2, 'test.py', NANO, 'none', '--work-dir', tmp_path / 'ranks', *options(digits / 'test'))
+    printed = [''.join(process.communicate()) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], printed[0][-3000:]
+    alone, together = (json.loads((tmp_path / name / 'evaluation.json').read_text()) for name in ('', 'ranks'))
+    assert len(alone['metrics']) == 6
+    for key in ('metrics', 'images', 'timesteps', 'recipe'):
+        assert together[key] == alone[key]
     noisy = tmp_path / 'noisy'
     done = run_tool(
         'test.py', NANO, 'none', '--work-dir', noisy, *options(digits / 'test', **{'model.backbone.timestep': 900})
@@ -322,7 +330,7 @@ def test_tools_refuse_what_does_not_fit(digits, tmp_path, call_tool):
     )
     done = call_tool('analysis_tools/figures.py', 'matches', NANO, '--at', 0, '--images', 99, '--work-dir', tmp_path,
                      *options(digits / 'test'))  # fmt: skip
-    assert '--images 99: the test data has pairs 0 to 11' in error_line(done)
+    assert '--images 99: the test data has pairs 0 to 12' in error_line(done)
     done = call_tool('test.py', SPAIR[0], 'none', '--work-dir', tmp_path)
     assert "SPair71k: data_root='data/SPair-71k' is not a folder; expected there: JPEGImages/" in error_line(done)
     assert COUNT

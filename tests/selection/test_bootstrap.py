@@ -186,5 +186,5 @@ def test_scores_that_may_as_well_be_nothing_are_dropped():
 
 def test_criteria_score_every_entry_by_itself():
     sums = {name: torch.tensor([[1.0, 2.0], [0.0, 4.0]]) * scale for name, scale in
-            zip(NoiseConsistentHFR.fields, (1, 2, 3), strict=True)}  # fmt: skip
+            zip(NoiseConsistentHFR.fields, (1, 2, 3))}  # fmt: skip
     assert NoiseConsistentHFR().score(sums).tolist() == [[0.5, 0.5], [0.0, 0.5]]

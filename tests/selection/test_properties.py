@@ -86,9 +86,9 @@ def test_cross_energies_are_symmetric_and_linear(q, sigma):
     other = torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
     scale = max(q.abs().max().item(), 1)
     tolerance = dict(rel=1e-3, abs=1e-3 * scale * q.numel() ** 0.5)
-    for one, two in zip(cross_energies(q, other, sigma), cross_energies(other, q, sigma), strict=True):
+    for one, two in zip(cross_energies(q, other, sigma), cross_energies(other, q, sigma)):
         assert one.tolist() == pytest.approx(two.tolist(), **tolerance)
-    for one, two in zip(cross_energies(3 * q, other, sigma), cross_energies(q, other, sigma), strict=True):
+    for one, two in zip(cross_energies(3 * q, other, sigma), cross_energies(q, other, sigma)):
         assert one.tolist() == pytest.approx((3 * two).tolist(), **tolerance)
 
 

@@ -288,7 +288,7 @@ def test_coarse_to_fine_encodes_once_and_says_what_it_did():
     fast = run(Search(model, timesteps, criteria, keep=True), [batches(6)], 'coarse-to-fine')
     assert sum(encoded) == 12
     label = criteria[0].label
-    for timestep, score in zip(fast.timesteps, fast.curve(label), strict=True):
+    for timestep, score in zip(fast.timesteps, fast.curve(label)):
         assert score == pytest.approx(whole.curve(label)[whole.timesteps.index(timestep)], rel=1e-5)
     if fast.strategy.startswith('coarse-to-fine'):
         assert fast.strategy == f'coarse-to-fine: {len(fast.timesteps)} of 51 timesteps'
@@ -335,7 +335,7 @@ def test_the_report_says_when_criteria_disagree():
 
 def test_the_report_says_which_criterion_to_trust():
     labels = [HighFrequencyRatio().label, InstanceInformation().label]
-    curves = dict(zip(labels, ([0.1, 0.2, 0.3, 0.9], [0.5, 0.4, 0.3, 0.2]), strict=True))
+    curves = dict(zip(labels, ([0.1, 0.2, 0.3, 0.9], [0.5, 0.4, 0.3, 0.2])))
     for used in labels:
         said = Selection(made_up({}, **curves), used, {}).disagreement
         assert f'by {used}. Trust instance information most. Instance information asks what tells images apart' in said
@@ -647,7 +647,7 @@ def test_coarse_to_fine_scores_views_as_a_sweep_does():
     assert fast.block_evaluations == COUNT * len(fast.timesteps) * 2
     assert len(fast.timesteps) > 3
     for criterion in criteria:
-        for timestep, score in zip(fast.timesteps, fast.curve(criterion.label), strict=True):
+        for timestep, score in zip(fast.timesteps, fast.curve(criterion.label)):
             expected = whole.curve(criterion.label)[whole.timesteps.index(timestep)]
             assert score == pytest.approx(expected, rel=1e-3, abs=1e-5)
     assert max(whole.curve(criteria[0].label)) > 2

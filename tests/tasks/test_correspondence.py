@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import cv2
 import numpy as np
 import pytest
@@ -178,7 +180,7 @@ def test_an_ensemble_is_the_mean_over_noises(network):
     noise = pixel_noise(whole, (3, 40, 48), 5)
     expected = network(whole, noise, 300)
     read = read_maps(network, whole, [300], taps, 'fresh', 5)
-    assert all(torch.equal(one, expected[tap]) for one, tap in zip(read, taps, strict=True))
+    assert all(torch.equal(one, expected[tap]) for one, tap in zip_longest(read, taps))
 
 
 def test_massive_channels_are_found_and_drown_no_more():
@@ -207,7 +209,7 @@ def test_match_lists_the_channels_it_left_out(network):
     match_all, match_some = (match(network, image, [[20, 30]], image, 0, size=64, discard=k) for k in (1000.0, 1.5))
     assert match_all.discarded == [[], []]
     maps = read_maps(network, image[None] / 127.5 - 1, [0], network.family.taps, 'fresh')
-    for channels, one in zip(match_some.discarded, maps, strict=True):
+    for channels, one in zip_longest(match_some.discarded, maps):
         magnitude = one.abs().mean((0, 2, 3))
         assert channels == (magnitude > 1.5 * magnitude.median()).nonzero().flatten().tolist()
         assert channels
@@ -236,6 +238,8 @@ def test_pck_by_hand():
     assert found['point'] == pytest.approx(100 * 3 / 7)
     assert found['image'] == pytest.approx(100 * (1 / 2 + 1 + 1 / 4) / 3)
     assert found['category'] == pytest.approx(100 * (2 / 6 + 1) / 2)
+    with pytest.raises(InputError, match='2 categories for 3 pairs'):
+        pck(right, ['cat', 'dog'])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def test_pixels_are_interpolated_as_torch_does():
     image, places = torch.tensor([0, 2, 1, 1, 0]), torch.rand(5, 2, generator=generator)
     places[0], places[1] = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.001])
     expected = torch.stack([sample([one[number] for one in maps], place[None])[0]
-                            for number, place in zip(image, places, strict=True)])  # fmt: skip
+                            for number, place in zip(image, places)])  # fmt: skip
     torch.testing.assert_close(pixels_of(maps, image, places), expected)
     # All pixels of an image: what resizing gives.
     whole = pixels_of(maps[:1], torch.ones(20 * 14, dtype=torch.long), places_of(20, 14))

@@ -12,6 +12,11 @@ from mmaselect import cli
 
 SIGMAS = (0.05, 0.1, 0.25, 0.4)
 RULES = (0, 100, 500)
+#: What `--settings` varies, one at a time.
+SETTINGS = dict(
+    num_views=(3, 4, 8), pool=(2, 4), shrinkage=(0.03, 0.3), views=(dict(crop=0.1), dict(colour=0.4, blur=1.0))
+)  # fmt: skip
+IMAGES = (32, 64, 128, 512)
 
 
 def parse_args():
@@ -19,6 +24,10 @@ def parse_args():
     parser.add_argument('--blocks', type=int, nargs='+', help='blocks to compare; default: that of the config')
     parser.add_argument('--components', nargs='+', help='likewise')
     parser.add_argument('--noise', nargs='+', choices=('fixed', 'fresh'), default=['fixed', 'fresh'])
+    parser.add_argument(
+        '--settings', action='store_true',
+        help="vary the settings of the config's criterion on views, one at a time, instead of comparing criteria",
+    )  # fmt: skip
     parser.add_argument('--latents', help='a safetensors file that keeps latents, for further runs and other models')
     cli.add_selection(parser)
     return parser.parse_args()
@@ -35,27 +44,37 @@ def list_criteria(hook):
     return [*entries, dict(type='FisherScore')]
 
 
+def list_settings(hook):
+    """The criterion of the config and its neighbours: searches as (images, criteria by name).
+
+    One search has one kind of views, which all its criteria share.
+    """
+    base, views = hook.config, hook.config.get('views', {})
+    varied = {name: {f'{name}={one}': dict(base, **{name: one}) for one in SETTINGS[name]} for name in SETTINGS}
+    changed = [
+        (hook.num_images, {f'views with {one}': dict(base, views={**views, **one})}) for one in SETTINGS['views']
+    ]
+    same_views = {name: entry for key in varied if key != 'views' for name, entry in varied[key].items()}
+    numbers = [(number, {'num_images': base}) for number in IMAGES if number != hook.num_images]
+    return [(hook.num_images, {'as configured': base, **same_views}), *changed, *numbers]
+
+
 def main():
     args = parse_args()
     cfg = cli.finish_config(cli.load_config(args), args)
     pairs = [(block, one) for one in args.components or () for block in args.blocks or ()]
     if pairs:
-        cfg.model.backbone.block, cfg.model.backbone.component = map(list, zip(*pairs, strict=True))
+        cfg.model.backbone.block, cfg.model.backbone.component = map(list, zip(*pairs))
     elif args.blocks:
         cfg.model.backbone.block = args.blocks
     from mmaselect.evaluation.figures import write_csv
     from mmaselect.evaluation.latents import remember_latents
     from mmaselect.evaluation.probe import probe
-    from mmaselect.evaluation.verdict import judge, judge_rule
+    from mmaselect.evaluation.verdict import judge_rule
     from mmaselect.hooks.images import find_backbone
-    from mmaselect.selection.search import count_passes
 
     runner, hook = cli.build_selection(cfg, args)
-    criteria = list_criteria(hook)
-    hook = type(hook)(
-        **{name: getattr(hook, name) for name in ('timesteps', 'num_images', 'batch_size', 'pipeline', 'seed')},
-        criterion=criteria[0], compare=criteria[1:],
-    )  # fmt: skip
+    searches = list_settings(hook) if args.settings else [(hook.num_images, dict(enumerate(list_criteria(hook))))]
     backbone = find_backbone(runner)
     taps, timesteps, store = backbone.diffusion.family.taps, hook.timesteps, Path(runner.work_dir) / 'probes.json'
     taps = list(dict.fromkeys(taps))
@@ -66,19 +85,9 @@ def main():
         memory.save()
         print_optimum(policy, found.accuracy, timesteps)
         backbone.noise = policy
-        started = time.perf_counter()
-        selection, _ = hook.score(runner, [(tap,) for tap in taps])
-        seconds = time.perf_counter() - started
-        memory.save()
-        sweep = selection.sweep
-        per_pass = sweep.num_images * len(timesteps) * backbone.diffusion.num_blocks
-        for label, criterion in hook.criteria.items():
-            draws, views = count_passes([criterion])
-            evaluations = per_pass * (draws + views - 1)
-            rows.append({
-                'noise': policy, 'criterion': label, **vars(judge(sweep.scores[label], found.accuracy, timesteps)),
-                'block evaluations': evaluations, 'seconds': round(seconds * evaluations / sweep.block_evaluations, 1),
-            })  # fmt: skip
+        for num_images, entries in searches:
+            rows += search(runner, hook, taps, num_images, entries, found.accuracy)
+            memory.save()
         for rule in RULES:
             verdict = vars(judge_rule(rule, found.accuracy, timesteps))
             rows.append(
@@ -86,13 +95,42 @@ def main():
             )
         print(table([row for row in rows if row['noise'] == policy]), flush=True)
         print(
-            f'\n{len(taps)} taps, {len(timesteps)} timesteps, {sweep.num_images} images; one search of {seconds:.0f} s '
-            f'for all criteria, of which each is given the share of its passes; '
-            f'probes: {found.block_evaluations} block evaluations, {found.feature_seconds + found.probe_seconds:.0f} s'
+            f'\n{len(taps)} taps, {len(timesteps)} timesteps, {hook.num_images} images where a row does not say '
+            f'otherwise; a criterion is given the seconds of its share of the passes; probes: '
+            f'{found.block_evaluations} block evaluations, {found.feature_seconds + found.probe_seconds:.0f} s'
         )
-    path = Path(runner.work_dir) / 'criteria.csv'
+    path = Path(runner.work_dir) / ('settings.csv' if args.settings else 'criteria.csv')
     write_csv(path, [{**row, 'picks': ' '.join(f'{pick:g}' for pick in row['picks'])} for row in rows])
     print(path)
+
+
+def search(runner, hook, taps, num_images, entries, accuracy):
+    """One search for several criteria, a row for each; named by their labels where `entries` only counts them."""
+    from mmaselect.evaluation.verdict import judge
+    from mmaselect.hooks.images import find_backbone
+    from mmaselect.selection.search import count_passes
+
+    criteria, backbone = list(entries.values()), find_backbone(runner)
+    hook = type(hook)(
+        **{name: getattr(hook, name) for name in ('timesteps', 'batch_size', 'pipeline', 'seed')},
+        num_images=num_images, criterion=criteria[0], compare=criteria[1:],
+    )  # fmt: skip
+    started = time.perf_counter()
+    selection, _ = hook.score(runner, [(tap,) for tap in taps])
+    seconds = time.perf_counter() - started
+    sweep, rows, names = selection.sweep, [], iter(entries)
+    for label, criterion in hook.criteria.items():
+        draws, views = count_passes([criterion])
+        evaluations = sweep.num_images * len(hook.timesteps) * backbone.diffusion.num_blocks * (draws + views - 1)
+        name = next(names)
+        # There may be fewer than were asked for.
+        name = f'num_images={sweep.num_images}' if name == 'num_images' else name
+        rows.append({
+            'noise': backbone.noise, 'criterion': name if isinstance(name, str) else label,
+            **vars(judge(sweep.scores[label], accuracy, hook.timesteps)), 'block evaluations': evaluations,
+            'seconds': round(seconds * evaluations / sweep.block_evaluations, 1),
+        })  # fmt: skip
+    return rows
 
 
 def print_optimum(policy, accuracy, timesteps):

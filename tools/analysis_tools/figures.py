@@ -56,13 +56,10 @@ def decomposition(runner, hook, args, path):
     if outside:
         raise cli.InputError(f'--images {outside[0]}: the validation data has images 0 to {len(images) - 1}')
     batch = next(images.batches(args.images))
-    maps = {}
-    images.backbone.diffusion.read_images(
-        batch.images, [at], policy_noise('fresh', hook.seed), lambda _, tap, value: maps.__setitem__(tap, value)
-    )
+    maps = images.backbone.diffusion.maps_of(batch.images, [at], policy_noise('fresh', hook.seed))
     names = [f'image {index}' for index in batch.indices]
     sigma = getattr(hook.criterion, 'sigma', 0.25)
-    draw_decomposition(batch.images, maps[taps[0]], names, f'Timestep {at:g}, {name_taps(taps[:1])}', path, sigma)
+    draw_decomposition(batch.images, maps[at, taps[0]], names, f'Timestep {at:g}, {name_taps(taps[:1])}', path, sigma)
 
 
 def fisher(runner, hook, args, path):

@@ -37,15 +37,12 @@ def parse_args():
 
 
 def load_all(runner):
-    """Puts a model that reads every activation into the place of the backbone's own; gives their names."""
+    """Lets the backbone read every activation; gives their names."""
     from mmaselect.hooks.images import find_backbone
 
     backbone = find_backbone(runner)
     names = backbone.spec.family.tap_names(backbone.spec.config)
-    device = next(backbone.diffusion.parameters()).device
-    # The old one goes before the new one comes.
-    backbone._frozen.model = None
-    backbone._frozen.model = backbone.spec.load(list(names.values())).to(device)
+    backbone.load_taps(list(names.values()))
     return backbone, {tap: name for name, tap in names.items()}
 
 
@@ -78,9 +75,9 @@ def draw(runner, hook, args, backbone, verdicts, at, path):
     images = RunnerImages(runner, runner.train_dataloader.dataset, hook.pipeline, args.images, hook.seed)
     step = max(1, len(images) // args.images)
     batch = next(images.batches(range(0, len(images), step)[: args.images]))
-    maps, noise = {}, policy_noise(backbone.noise, backbone.noise_seed)
-    backbone.diffusion.read_images(batch.images, [at], noise, lambda _, tap, value: maps.__setitem__(tap, value.cpu()))
-    draw_activations(verdicts, batch.images, maps, path)
+    noise = policy_noise(backbone.noise, backbone.noise_seed)
+    maps = backbone.diffusion.maps_of(batch.images, [at], noise, 'cpu')
+    draw_activations(verdicts, batch.images, {tap: value for (_, tap), value in maps.items()}, path)
 
 
 def main():

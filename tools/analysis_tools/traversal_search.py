@@ -69,7 +69,7 @@ def main():
         {
             'timesteps': hook.timesteps,
             'accuracy': accuracy,
-            'rows': [dict(zip(('name', 'block_evaluations', 'seconds', 'timestep'), row, strict=True)) for row in rows],
+            'rows': [dict(zip(('name', 'block_evaluations', 'seconds', 'timestep'), row)) for row in rows],
         },
     )
     print(path)

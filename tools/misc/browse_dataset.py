@@ -50,7 +50,7 @@ def main():
     visualizer = VISUALIZERS.build({'name': 'browse', **cfg.visualizer, 'save_dir': args.output_dir})
     visualizer.dataset_meta = dataset.metainfo
     total = min(args.show_number or len(dataset), len(dataset))
-    for index in progress_bar(iterable=range(total), desc='pictures', unit='image'):
+    for index in progress_bar(iterable=range(total), desc='pictures', unit='images'):
         item = dataset[index]
         sample = item['data_samples']
         # Both toolboxes read BGR; OpenCV 5 draws on contiguous arrays only.

@@ -152,7 +152,7 @@ def convert(tensors, num_layers):
             for index in range(num_layers):
                 out[f'transformer_blocks.{index}.norm1.emb.{SHARED_NAMES[stem]}.{end}'] = value.clone()
         elif block and block[2] == 'attn.qkv':
-            for letter, part in zip('qkv', value.chunk(3), strict=True):
+            for letter, part in zip('qkv', value.chunk(3)):
                 out[f'transformer_blocks.{block[1]}.attn1.to_{letter}.{end}'] = part.clone()
         elif block and block[2] in BLOCK_NAMES:
             out[f'transformer_blocks.{block[1]}.{BLOCK_NAMES[block[2]]}.{end}'] = value

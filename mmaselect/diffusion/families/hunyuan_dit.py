@@ -65,7 +65,7 @@ class HunyuanDiT(Family):
         base = 512 // 8 // config['patch_size']
         spans = [round(base / max(grid) * side) for side in grid]
         starts = [round((base - span) / 2) for span in spans]
-        stops = [start + span for start, span in zip(starts, spans, strict=True)]
+        stops = [start + span for start, span in zip(starts, spans)]
         masks = prompt['prompt_mask'].expand(batch, -1).split([config['text_len'], config['text_len_t5']], 1)
         size = torch.tensor([1024, 1024, 8 * latent.shape[2], 8 * latent.shape[3], 0, 0], device=latent.device)
         return {

@@ -26,6 +26,7 @@ class Lumina2(Family):
     """Lumina-Image 2.0 under one constant prompt; the blocks that refine image or prompt alone are not counted."""
 
     name = 'Lumina2'
+    least_diffusers = '0.36'
     class_names = ('Lumina2Transformer2DModel',)
     architectures = {'lumina-image-2.0': dict(cap_feat_dim=2304)}
     sites = block_sites('attn')[0]

@@ -23,6 +23,7 @@ class Sana(Family):
     """
 
     name = 'Sana'
+    least_diffusers = '0.36'
     class_names = ('SanaTransformer2DModel',)
     architectures = {
         'sana-600m-512': dict(SMALL, sample_size=16),

@@ -14,6 +14,7 @@ class ZImage(Family):
     """Z-Image and its Turbo under one constant prompt; the blocks that refine image or prompt alone are not counted."""
 
     name = 'ZImage'
+    least_diffusers = '0.36'
     class_names = ('ZImageTransformer2DModel',)
     architectures = {'z-image': {}}
     sites = block_sites('attention')[0]

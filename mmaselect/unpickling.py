@@ -1,0 +1,61 @@
+"""What ``torch.load`` with ``weights_only=True`` may make besides tensors and plain values."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import torch
+
+#: Before torch 2.6: by the name that a pickle has for it.
+_ADMITTED: dict[str, Any] = {}
+
+
+def _known() -> dict[str, Any]:
+    return {**torch._weights_only_unpickler._get_allowed_globals(), **_ADMITTED}
+
+
+class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]  # the one in Python: its steps can be checked
+    """Makes what torch's own one makes, and what was admitted."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = _known()
+        if f'{module}.{name}' not in known:
+            raise pickle.UnpicklingError(f'Weights only load failed: Unsupported global: GLOBAL {module}.{name}')
+        return known[f'{module}.{name}']
+
+    def load_build(self) -> None:
+        """Fills an object of a known class; not a class or a function, of which there is one for all."""
+        if not any(type(self.stack[-2]) is known for known in _known().values()):
+            raise pickle.UnpicklingError(f'Weights only load failed: it would change a {type(self.stack[-2]).__name__}')
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+
+class _Module:
+    """What ``torch.load`` calls of a pickle module."""
+
+    Unpickler = _Unpickler
+
+    @staticmethod
+    def load(file: Any, *, encoding: str = 'ASCII') -> Any:
+        return _Unpickler(file, encoding=encoding).load()
+
+
+def admit(entries: list[tuple[Any, str]]) -> None:
+    """Admits classes and functions, for all of the process.
+
+    Before torch 2.6 there is no list that could hold functions under other names. There torch's restricted unpickler
+    is replaced by one with the same rules and a list.
+
+    Args:
+        entries: What is made or called, and the name that a pickle has for it.
+    """
+    if torch.__version__ >= (2, 6):
+        torch.serialization.add_safe_globals(entries)
+    else:
+        _ADMITTED.update((name, value) for value, name in entries)
+        torch.serialization._weights_only_unpickler = _Module
