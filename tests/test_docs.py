@@ -29,13 +29,6 @@ def run(code, **names):
     return names
 
 
-def test_get_started_prints_what_it_says(capsys):
-    (code,) = (block for block in blocks('get_started.md') if 'sklearn' in block)
-    run(code)
-    printed = capsys.readouterr().out.strip()
-    assert f'It prints `{printed}`.' in (ROOT / 'docs/en/get_started.md').read_text(encoding='utf-8')
-
-
 def test_points_are_matched_as_shown(tmp_path, monkeypatch, capsys):
     """The page's U-Net is a gigabyte: its line is replaced by the model of digits."""
     monkeypatch.chdir(tmp_path)
