@@ -1,4 +1,4 @@
-# What docs/selection.md recommends, on squares from the middle of the images: those of one size share a pass, and those
+# What docs/en/select.md recommends, on squares from the middle of the images: those of one size share a pass, and those
 # of detection data sets have many. Boxes are not read.
 custom_hooks = [
     dict(
