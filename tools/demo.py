@@ -26,7 +26,6 @@ What to try next:
   mmaselect doctor                                  what works on this machine
   mmaselect select {config} --cfg-options {option}
                                                     the selection alone, of all blocks
-  mmaselect report {work_dir}/selection.json        the selection as a page, with curves to point at
   docs/                                             your own images, weights and heads
 """
 #: Of the stack below, and nothing that anybody could do something about.
@@ -183,7 +182,7 @@ def demo(work_dir):
     plot(selection, picture, accuracy['fixed'])
     say('')
     print_table(selection, accuracy)
-    say(f'\npicture: {picture}; log: {runner.log_dir}')
+    say(f'\npicture: {picture}; the selection as a page: {work_dir / "report.html"}; log: {runner.log_dir}')
     say(f'{time.perf_counter() - started:.0f} s{", with what an earlier demo has computed from the same" * again}\n')
     option = 'model.backbone.block=auto'
     say(NEXT.format(config=os.path.relpath(CONFIG), option=option, work_dir=work_dir))
