@@ -9,7 +9,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, forks
+from conftest import ROOT, error_line, forks
 from mmengine.config import Config
 
 SHORT = f"""
@@ -105,3 +105,13 @@ def test_what_was_computed_from_another_config_is_not_used(tmp_path):
         probes.write_text('[]')
         assert demo.resume(cfg, tmp_path) == cfg.get('resume', False) == same
         assert probes.exists() == same
+
+
+def test_report_writes_its_page_again(demos, call_tool):
+    page = demos.folder / 'report.html'
+    before = page.read_text()
+    page.unlink()
+    done = call_tool('report.py', demos.folder)
+    assert done.stdout.split() == [str(page)]
+    assert page.read_text() == before
+    assert 'no/selection.json' in error_line(call_tool('report.py', 'no/selection.json'))
