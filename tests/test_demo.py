@@ -24,6 +24,7 @@ def short(work_dir):
     cfg = whole(work_dir)
     cfg.custom_hooks[0].update(timesteps=[0, 400, 900], num_images=40, batch_size=16)
     cfg.train_cfg.update(max_epochs=3, val_interval=3)
+    cfg.train_dataloader.batch_size = 8
     return cfg
 
 demo.read_config = short
