@@ -164,7 +164,7 @@ def demo(work_dir):
         runner.register_hook(make_hook())
         runner.train()
         (head,) = runner.test().values()
-        for handler in runner.logger.handlers:
+        for handler in list(runner.logger.handlers):
             if getattr(handler, 'stream', None) is nowhere:
                 runner.logger.removeHandler(handler)
     say(f'    {head:.1f} % of the test images are right')
