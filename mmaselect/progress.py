@@ -40,7 +40,8 @@ class Bar(tqdm):
         if self._lines:
             options.update(mininterval=LINES, delay=LINES, miniters=1)
         self._ended = Event()
-        super().__init__(**options)
+        # A terminal that does not know its height has none for tqdm, which then shows nothing.
+        super().__init__(**{'nrows': 20, **options})
         if not self.disable:
             Thread(target=self._live, args=(LINES if self._lines else TICK,), daemon=True).start()
 

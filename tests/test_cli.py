@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 
 import pytest
+from conftest import ROOT
 from mmengine.config import Config
 
 from mmaselect.cli import finish_config
@@ -48,3 +49,18 @@ def test_tables_are_plain_where_the_terminal_takes_no_boxes(encoding):
     assert sign in text
     assert text.isascii() or encoding != 'ascii'
     assert text.splitlines()[-1] == 'Vögel/鳥'.encode(encoding, 'backslashreplace').decode(encoding)
+
+
+def test_every_command_is_a_tool_and_is_named_by_help(monkeypatch, capsys):
+    from mmaselect.__main__ import COMMANDS, main
+
+    for command in ('select', 'extract', 'train', 'test', 'leaderboard', 'report', 'doctor'):
+        assert (ROOT / 'tools' / COMMANDS[command]).is_file()
+    monkeypatch.setattr(sys, 'argv', ['mmaselect', '--help'])
+    main()
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in COMMANDS)
+    monkeypatch.setattr(sys, 'argv', ['mmaselect', 'selct'])
+    with pytest.raises(SystemExit, match='2'):
+        main()
+    assert 'mmaselect selct: there is no such command; choose from: select, extract' in capsys.readouterr().err

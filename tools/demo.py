@@ -26,7 +26,6 @@ What to try next:
   mmaselect doctor                                  what works on this machine
   mmaselect select {config} --cfg-options {option}
                                                     the selection alone, of all blocks
-  mmaselect report {work_dir}/selection.json        the selection as a page, with curves to point at
   docs/                                             your own images, weights and heads
 """
 #: Of the stack below, and nothing that anybody could do something about.
@@ -37,8 +36,12 @@ HARMLESS = (
 )
 
 
+#: What is said goes here, and what the stack below prints goes nowhere.
+OUT = sys.stdout
+
+
 def say(text):
-    print(text, flush=True)
+    print(text, file=OUT, flush=True)
 
 
 def prepare(folder):
@@ -85,19 +88,6 @@ def resume(cfg, work_dir):
     return False
 
 
-def build_runner(cfg):
-    """Builds the runner; mmengine's log goes to its file alone."""
-    from mmaselect import cli
-
-    # The handler of the log keeps the stream that is standard output while it is made.
-    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
-        runner = cli.build_runner(cfg, 'train_dataloader', 'val_dataloader')
-    for handler in runner.logger.handlers:
-        if getattr(handler, 'stream', None) is nowhere:
-            runner.logger.removeHandler(handler)
-    return runner
-
-
 def make_hook():
     from mmengine.hooks import Hook
 
@@ -115,8 +105,8 @@ def make_hook():
             (timestep,), (tap,) = backbone.timesteps, backbone.taps
             say(f'    timestep {timestep:g} of block {tap.block}, {tap.component}')
             say('3/4 Head: a linear layer on the features there')
-            self.bar = progress_bar(total=runner.max_iters - runner.iter, desc='linear head', unit='step')
-            self.bar.disable |= not self.bar.total
+            left = runner.max_iters - runner.iter
+            self.bar = progress_bar(total=left, desc='linear head', unit='step', disable=not left)
 
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             self.bar.update()
@@ -160,6 +150,7 @@ def print_table(selection, accuracy):
 
 def demo(work_dir):
     started = time.perf_counter()
+    from mmaselect import cli
     from mmaselect.evaluation.probe import probe
     from mmaselect.selection.report import Selection, plot, read_selection
 
@@ -167,10 +158,15 @@ def demo(work_dir):
     cfg = read_config(work_dir)
     again = resume(cfg, work_dir)
     say('2/4 Selection: every timestep is scored on 256 of the images, without labels')
-    runner = build_runner(cfg)
-    runner.register_hook(make_hook())
-    runner.train()
-    (head,) = runner.test().values()
+    # mmengine's log goes to its file: the handler for the terminal keeps what is standard output while it is made.
+    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
+        runner = cli.build_runner(cfg, 'train_dataloader', 'val_dataloader')
+        runner.register_hook(make_hook())
+        runner.train()
+        (head,) = runner.test().values()
+        for handler in list(runner.logger.handlers):
+            if getattr(handler, 'stream', None) is nowhere:
+                runner.logger.removeHandler(handler)
     say(f'    {head:.1f} % of the test images are right')
     say('4/4 Probes: what other timesteps would have given, under one noise for all images and one for each')
     selection = Selection.from_dict(read_selection(work_dir / 'selection.json'))
@@ -183,7 +179,7 @@ def demo(work_dir):
     plot(selection, picture, accuracy['fixed'])
     say('')
     print_table(selection, accuracy)
-    say(f'\npicture: {picture}; log: {runner.log_dir}')
+    say(f'\npicture: {picture}; the selection as a page: {work_dir / "report.html"}; log: {runner.log_dir}')
     say(f'{time.perf_counter() - started:.0f} s{", with what an earlier demo has computed from the same" * again}\n')
     option = 'model.backbone.block=auto'
     say(NEXT.format(config=os.path.relpath(CONFIG), option=option, work_dir=work_dir))
