@@ -176,7 +176,7 @@ class FeatureCache:
                     'cache.dir must be a folder that all ranks share'
                 )
             self.unreadable.report(self.logger, 'the next readable one takes their place')
-            usable = readable & ~np.isin(keys, broken).any(1)
+            usable = np.logical_and(readable, ~np.isin(keys, broken).any(1))
         return CachedFeatures(self.store, keys[_following(usable)], getattr(self.dataset, 'metainfo', {}))
 
     def _fingerprints(self) -> np.ndarray:
