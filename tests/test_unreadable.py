@@ -270,10 +270,10 @@ def test_a_training_with_a_broken_image(digits, tmp_path):
 
 
 def test_the_next_readable_one_takes_its_place():
-    from mmaselect.cache.build import _fill
+    from mmaselect.cache.build import _following
 
-    assert _fill([['a'], [], ['b'], [], []]) == [['a'], ['b'], ['b'], ['a'], ['a']]
-    assert _fill([[], ['a']]) == [['a'], ['a']]
+    assert _following(np.array([True, False, True, False, False])).tolist() == [0, 2, 2, 0, 0]
+    assert _following(np.array([False, True])).tolist() == [1, 1]
 
 
 def test_sixteen_bits_are_not_cut_off(tmp_path):

@@ -135,7 +135,8 @@ class FeatureCache:
         with all_ranks():
             if rank == 0:
                 write_json(self.store.folder / 'description.json', self.description)
-            shards, moment = self.store.shards(), self.store.clock()
+            # In this order: what another process writes meanwhile is not believed.
+            moment, shards = self.store.clock(), self.store.shards()
         with all_ranks(), working('verifying the feature cache'):
             self.store.verify(shards[rank::world_size], since=0 if verify_all else self.store.verified_until())
         samples = self._fingerprints()
@@ -176,7 +177,7 @@ class FeatureCache:
                     'cache.dir must be a folder that all ranks share'
                 )
             self.unreadable.report(self.logger, 'the next readable one takes their place')
-            usable = readable & ~np.isin(keys, broken).any(1)
+            usable = np.logical_and(readable, ~np.isin(keys, broken).any(1))
         return CachedFeatures(self.store, keys[_following(usable)], getattr(self.dataset, 'metainfo', {}))
 
     def _fingerprints(self) -> np.ndarray:
@@ -187,7 +188,7 @@ class FeatureCache:
             dataset.full_init()
         blocks = [range(start, min(start + BLOCK, len(dataset))) for start in range(0, len(dataset), BLOCK)]
         mine = blocks[rank::world_size]
-        self.unreadable.total = sum(map(len, mine))
+        self.unreadable.total = max(sum(map(len, mine)), -(-len(dataset) // world_size))
         # Of other backends no file system says whether what they read has changed.
         local = all(one in (None, {'backend': 'local'}) for one in self._backends.values())
         folder = self.store.folder / 'contents' if local else None

@@ -23,21 +23,22 @@ def pooling_of(model: nn.Module, backbone: Any) -> nn.Module | None:
     Returns:
         The module; None where maps must be kept.
     """
+    own: Any = getattr(model, 'backbone', None)
     neck = getattr(model, 'neck', None)
     first = neck[0] if isinstance(neck, nn.Sequential) and len(neck) else neck
-    if not isinstance(first, nn.Module) or getattr(model, 'backbone', model) is not backbone:
+    if not isinstance(first, nn.Module) or own is None or own is not backbone:
         return None
     if not _reads_only_the_neck(type(model)) or any(True for _ in (*first.parameters(), *first.buffers())):
         return None
     generator = torch.Generator().manual_seed(0)
-    maps = tuple(torch.randn(2, channels, 3, 5, generator=generator) for channels in backbone.out_channels)
+    maps = tuple(torch.randn(2, channels, 3, 5, generator=generator) for channels in own.out_channels)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             pooled, again = (pool(first, maps) for _ in range(2))
             alone, once = pool(first, tuple(one[:1] for one in maps)), pool(first, pooled)
         except Exception:  # it wants other maps than these
             return None
-    expected = [(2, channels, 1, 1) for channels in backbone.out_channels]
+    expected = [(2, channels, 1, 1) for channels in own.out_channels]
     if [tuple(one.shape) for one in pooled] != expected or len(once) != len(pooled):
         return None
     same = all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(pooled, again, once))
