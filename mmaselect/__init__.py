@@ -4,34 +4,39 @@ Importing it repairs the stack (:mod:`mmaselect.compat`) and registers what a co
 toolboxes and none of diffusers' model code. Without mmengine, ``load``, ``extract`` and ``select`` work all the same.
 """
 
+import sys
 from importlib.util import find_spec
 
-from mmaselect import compat
 from mmaselect.version import __version__
 
 __all__ = ['__version__', 'extract', 'load', 'select']
 
-# The registries must not be touched before the repairs.
-compat.apply()
+# What a tool says of its arguments takes none of this, nor the seconds that it takes.
+if '--help' not in sys.argv:
+    from mmaselect import compat
 
-if find_spec('mmengine') is not None:
-    from mmengine.config.utils import MODULE2PACKAGE
+    # The registries must not be touched before the repairs.
+    compat.apply()
 
-    # Lets configs inherit from ours as from any OpenMMLab package: _base_ = ['mmaselect::_base_/models/dit-nano.py'].
-    MODULE2PACKAGE.setdefault('mmaselect', 'mmaselect')
+    if find_spec('mmengine') is not None:
+        from mmengine.config.utils import MODULE2PACKAGE
 
-    from mmaselect import datasets  # noqa: F401
-    from mmaselect.backbones import ASelectDiT
-    from mmaselect.cache import FeatureCacheHook
-    from mmaselect.evaluation.pck import PCK
-    from mmaselect.heads import AggregationHead, PixelEnsembleHead
-    from mmaselect.hooks import TimestepSelectionHook
-    from mmaselect.matchers import FeatureMatcher
-    from mmaselect.necks import ActivationAggregation, AttentionPooling, SoftmaxFusion
+        # Lets configs inherit from ours as from any OpenMMLab package:
+        # _base_ = ['mmaselect::_base_/models/dit-nano.py'].
+        MODULE2PACKAGE.setdefault('mmaselect', 'mmaselect')
 
-    __all__ += [
-        'PCK', 'ASelectDiT', 'ActivationAggregation', 'AggregationHead', 'AttentionPooling', 'FeatureCacheHook',
-        'FeatureMatcher', 'PixelEnsembleHead', 'SoftmaxFusion', 'TimestepSelectionHook',
-    ]  # fmt: skip
+        from mmaselect import datasets  # noqa: F401
+        from mmaselect.backbones import ASelectDiT
+        from mmaselect.cache import FeatureCacheHook
+        from mmaselect.evaluation.pck import PCK
+        from mmaselect.heads import AggregationHead, PixelEnsembleHead
+        from mmaselect.hooks import TimestepSelectionHook
+        from mmaselect.matchers import FeatureMatcher
+        from mmaselect.necks import ActivationAggregation, AttentionPooling, SoftmaxFusion
 
-from mmaselect.apis import extract, load, select  # noqa: E402
+        __all__ += [
+            'PCK', 'ASelectDiT', 'ActivationAggregation', 'AggregationHead', 'AttentionPooling', 'FeatureCacheHook',
+            'FeatureMatcher', 'PixelEnsembleHead', 'SoftmaxFusion', 'TimestepSelectionHook',
+        ]  # fmt: skip
+
+    from mmaselect.apis import extract, load, select
