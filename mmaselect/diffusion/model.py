@@ -293,7 +293,8 @@ class DiffusionSpec:
         """
         identity = Identity()
         # What files hold, constructors need not compute: the positions of SD3.5-medium's take six seconds and 4 GB.
-        with torch.device('meta') if self.source and self.family.files_hold_all else EmptyParameters():
+        place: Any = torch.device('meta') if self.source and self.family.files_hold_all else EmptyParameters()
+        with place:
             transformer = self.family.build(self.config)
         drop_unused(transformer, self.family.plan(self.config, taps, self.normalised_qk).parameters)
         if self.source is None:

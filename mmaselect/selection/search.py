@@ -532,8 +532,8 @@ def run(
     label = search.criteria[0].label
     looks = stability is not None or strategy == 'racing'
     if looks and getattr(search.criteria[0], 'fields', ()) is None:
-        field = "num_images='auto'" if strategy != 'racing' else "search='racing'"
-        raise InputError(f'{field} needs a criterion that can be resampled; {label} cannot')
+        asked = "num_images='auto'" if strategy != 'racing' else "search='racing'"
+        raise InputError(f'{asked} needs a criterion that can be resampled; {label} cannot')
     dropped: dict[float, int] = {}
 
     def start(positions: list[int]) -> None:
