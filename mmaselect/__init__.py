@@ -4,34 +4,45 @@ Importing it repairs the stack (:mod:`mmaselect.compat`) and registers what a co
 toolboxes and none of diffusers' model code. Without mmengine, ``load``, ``extract`` and ``select`` work all the same.
 """
 
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
-from mmaselect import compat
 from mmaselect.version import __version__
 
 __all__ = ['__version__', 'extract', 'load', 'select']
 
-# The registries must not be touched before the repairs.
-compat.apply()
+#: Where our own tools are.
+TOOLS = (Path(__file__).parents[1] / 'tools', Path(__file__).parent / '.mim' / 'tools')
 
-if find_spec('mmengine') is not None:
-    from mmengine.config.utils import MODULE2PACKAGE
+# What a tool of ours says of its arguments takes none of this, nor the seconds that it takes.
+if '--help' not in sys.argv or not any(
+    folder in (Path(sys.argv[0]).absolute(), Path(sys.argv[0])).parents for folder in TOOLS
+):
+    from mmaselect import compat
 
-    # Lets configs inherit from ours as from any OpenMMLab package: _base_ = ['mmaselect::_base_/models/dit-nano.py'].
-    MODULE2PACKAGE.setdefault('mmaselect', 'mmaselect')
+    # The registries must not be touched before the repairs.
+    compat.apply()
 
-    from mmaselect import datasets  # noqa: F401
-    from mmaselect.backbones import ASelectDiT
-    from mmaselect.cache import FeatureCacheHook
-    from mmaselect.evaluation.pck import PCK
-    from mmaselect.heads import AggregationHead, PixelEnsembleHead
-    from mmaselect.hooks import TimestepSelectionHook
-    from mmaselect.matchers import FeatureMatcher
-    from mmaselect.necks import ActivationAggregation, AttentionPooling, SimplePyramid, SoftmaxFusion
+    if find_spec('mmengine') is not None:
+        from mmengine.config.utils import MODULE2PACKAGE
 
-    __all__ += [
-        'PCK', 'ASelectDiT', 'ActivationAggregation', 'AggregationHead', 'AttentionPooling', 'FeatureCacheHook',
-        'FeatureMatcher', 'PixelEnsembleHead', 'SimplePyramid', 'SoftmaxFusion', 'TimestepSelectionHook',
-    ]  # fmt: skip
+        # Lets configs inherit from ours as from any OpenMMLab package:
+        # _base_ = ['mmaselect::_base_/models/dit-nano.py'].
+        MODULE2PACKAGE.setdefault('mmaselect', 'mmaselect')
 
-from mmaselect.apis import extract, load, select  # noqa: E402
+        from mmaselect import datasets  # noqa: F401
+        from mmaselect.backbones import ASelectDiT
+        from mmaselect.cache import FeatureCacheHook
+        from mmaselect.evaluation.pck import PCK
+        from mmaselect.heads import AggregationHead, PixelEnsembleHead
+        from mmaselect.hooks import TimestepSelectionHook
+        from mmaselect.matchers import FeatureMatcher
+        from mmaselect.necks import ActivationAggregation, AttentionPooling, SimplePyramid, SoftmaxFusion
+
+        __all__ += [
+            'PCK', 'ASelectDiT', 'ActivationAggregation', 'AggregationHead', 'AttentionPooling', 'FeatureCacheHook',
+            'FeatureMatcher', 'PixelEnsembleHead', 'SimplePyramid', 'SoftmaxFusion', 'TimestepSelectionHook',
+        ]  # fmt: skip
+
+    from mmaselect.apis import extract, load, select

@@ -17,17 +17,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.device import get_device
-
-from mmaselect.datasets.readable import name_broken_files
 from mmaselect.errors import InputError, one_line  # InputError is re-exported: tools raise it
 from mmaselect.files import remove_abandoned
 from mmaselect.threads import set_threads
 from mmaselect.toolboxes import scope_of, type_name
 
+# torch and mmengine are imported where they are used: ``--help`` needs neither.
 if TYPE_CHECKING:
+    import torch
+    from mmengine.config import Config
     from mmengine.runner import Runner
 
 
@@ -113,7 +111,8 @@ def describe_disk_error(error: BaseException | None) -> str | None:
 
 def describe_lost_rank(error: BaseException) -> str | None:
     """Puts into one line that another process of the run is gone; None for any other error."""
-    distributed = torch.distributed
+    from torch import distributed
+
     if not (distributed.is_available() and distributed.is_initialized()) or not isinstance(error, RuntimeError):
         return None
     signs = ('Connection closed by peer', 'Connection reset by peer', 'Broken pipe', 'Timed out', 'NCCL', 'timed out')
@@ -134,7 +133,8 @@ def leave(code: int = 0) -> None:
     Args:
         code: Exit status.
     """
-    distributed = torch.distributed
+    from torch import distributed
+
     if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == 'gloo':
         # What was registered for the end, log files among it, is still done.
         atexit._run_exitfuncs()
@@ -156,12 +156,21 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+class _DictAction(argparse.Action):
+    """mmengine's ``DictAction``, imported when there is an option to read."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        from mmengine.config import DictAction
+
+        DictAction(self.option_strings, self.dest, nargs='+')(parser, namespace, values, option_string)
+
+
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     """Adds ``--cfg-options``, as every OpenMMLab tool has it."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_DictAction,
         help='override settings of the config, as key=value pairs: model.backbone.block=12, key="[a,b]" or key=a,b '
         'for a list, key="[(a,b),(c,d)]" for nested ones; no white space',
     )
@@ -175,6 +184,8 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
     """
     if not Path(path).is_file():
         raise InputError(f'config={path!r} is not a file')
+    from mmengine.config import Config
+
     cfg = Config.fromfile(path)
     if options is not None:
         cfg.merge_from_dict(options)
@@ -266,6 +277,8 @@ def check_checkpoint(path: str | Path) -> None:
     Raises:
         InputError: If it is cut off, or names code.
     """
+    import torch
+
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # the unpickler stumbles over foreign bytes in many ways
@@ -283,6 +296,8 @@ def check_weights(model: torch.nn.Module, path: str | Path) -> None:
     Raises:
         InputError: If a tensor is missing, has another shape, or holds NaN or infinity.
     """
+    import torch
+
     content = torch.load(path, map_location='cpu', weights_only=True)
     found = {name.removeprefix('module.'): value for name, value in content.get('state_dict', content).items()}
     for name, expected in model.state_dict().items():
@@ -321,6 +336,9 @@ def finish_config(cfg: Config, args: argparse.Namespace, persistent_workers: boo
     Returns:
         The same config.
     """
+    import torch
+    from mmengine.config import ConfigDict
+
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
@@ -387,6 +405,12 @@ def build_runner(cfg: Config, *fields: str) -> Runner:
         cfg: The config.
         *fields: The data loaders that will be used, see :func:`check_data`.
     """
+    from mmengine.device import get_device
+    from mmengine.registry import RUNNERS
+    from mmengine.runner import Runner
+
+    from mmaselect.datasets.readable import name_broken_files
+
     check_data(cfg, *fields)
     name_broken_files()
     if cfg.get('load_from') and Path(cfg.load_from).is_file():
@@ -396,9 +420,6 @@ def build_runner(cfg: Config, *fields: str) -> Runner:
     wrapper = str((cfg.get('optim_wrapper') or {}).get('type'))
     if 'train_dataloader' in fields and 'AmpOptimWrapper' in wrapper and get_device() in ('cpu', 'mps'):
         raise InputError(f'--amp, or optim_wrapper.type={wrapper!r}, needs an accelerator: this machine has none')
-    from mmengine.registry import RUNNERS
-    from mmengine.runner import Runner
-
     set_threads(cfg, get_device())
     return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
 

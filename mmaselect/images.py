@@ -275,24 +275,26 @@ class Images(ImageSource):
         return _to_tensor(ImageOps.fit(open_picture(path), (self.size, self.size), Image.Resampling.BICUBIC))
 
 
-def draw_portions(size: int, num_images: int | str | None, seed: int) -> list[list[int]]:
+def draw_portions(size: int, num_images: int | str | None, seed: int, first: int | None = None) -> list[list[int]]:
     """Draws the images to select on; the same on every rank.
 
     Args:
         size: Of the data set.
         num_images: How many, None for all, or ``'auto'`` for portions that double what has been drawn.
         seed: Of the draw.
+        first: Images of the first portion, where there shall be several.
 
     Returns:
         Indices in random order, so that neighbours, which are centred and resampled together, are a sample of all: data
-        sets are sorted by class. One portion, unless ``num_images`` is ``'auto'``.
+        sets are sorted by class. One portion, unless ``num_images`` is ``'auto'`` or ``first`` is given.
     """
     order = np.random.default_rng(seed).permutation(size).tolist()
-    if num_images != 'auto':
-        return [order[: size if num_images is None else num_images]]
-    portions, start, stop = [], 0, AUTO_IMAGES[0]
-    while start < min(size, AUTO_IMAGES[1]):
-        portions.append(order[start : min(stop, AUTO_IMAGES[1])])
+    order = order[: AUTO_IMAGES[1] if num_images == 'auto' else num_images]
+    if first is None and num_images != 'auto':
+        return [order]
+    portions, start, stop = [], 0, first or AUTO_IMAGES[0]
+    while start < len(order):
+        portions.append(order[start:stop])
         start, stop = stop, 2 * stop
     return portions or [[]]
 

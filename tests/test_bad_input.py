@@ -86,7 +86,10 @@ def attempt(call_tool, data, tmp_path):
         (dict(custom_hooks__0__timesteps='[0,1001]'), 'timesteps=1001 is not a timestep'),
         (dict(custom_hooks__0__num_images=0), 'num_images=0 is not valid: give a whole number of at least 1'),
         (dict(custom_hooks__0__num_images='some'), "num_images='some' is not valid: give a whole number of at least 1"),
-        (dict(custom_hooks__0__search='fast'), "search='fast' is not known; choose from: sweep, coarse-to-fine"),
+        (
+            dict(custom_hooks__0__search='fast'),
+            "search='fast' is not known; choose from: sweep, coarse-to-fine, racing",
+        ),
         (dict(custom_hooks__0__stability=0), 'stability=0 is not valid: give a share in (0, 1]'),
         (
             dict(custom_hooks__0__blocks='[7]', model__backbone__block='auto'),

@@ -50,6 +50,29 @@ def test_gdfs_set_and_the_encoders_share(benchmark, folder):
     assert tiny < full / 5
 
 
+def test_a_third_of_the_weights_goes_once_the_timestep_is_chosen(benchmark, folder):
+    (row,) = benchmark.bench_settled(ARGS, folder)
+    assert row.met
+    assert 1.4 < row.ratio < 1.6
+
+
+def test_the_accelerators_row_runs_on_a_cpu(benchmark, folder, monkeypatch):
+    monkeypatch.setattr(benchmark, 'HOW', benchmark.HOW[:2])
+    rows = benchmark.bench_accelerator(ARGS, folder)
+    assert [row.work.split('attention=')[1] for row in rows] == ["'auto', eager", "'flash', eager"]
+    for row in rows:
+        assert 'images/s' in row.ours
+        assert float(row.note.split(' %')[0]) > 0
+
+
+@pytest.mark.parametrize('name', ['DiT', 'ADM', 'Flux'])
+def test_a_familys_row_checks_before_it_times(benchmark, name, monkeypatch):
+    monkeypatch.setattr(benchmark, 'interleave', lambda repeats, *works: [1.0, 2.0])
+    row = benchmark.bench_family(ARGS, name, *benchmark.MINIATURES[name])
+    assert (row.ratio, row.met) == (2.0, row.target <= 2)
+    assert 1.2 < float(row.note.split('x fewer')[0]) < 3
+
+
 def test_nothing_is_timed_where_features_differ(benchmark, folder, monkeypatch):
     def timed(*args):
         raise AssertionError('timed')

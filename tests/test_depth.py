@@ -54,7 +54,7 @@ def test_the_true_architecture_fits(path):
     backbone, side = model.backbone, config.model.data_preprocessor.size[0]
     maps = [
         torch.empty(2, channels, side // stride, side // stride, device='meta')
-        for channels, stride in zip(backbone.out_channels, backbone.strides, strict=True)
+        for channels, stride in zip(backbone.out_channels, backbone.strides)
     ]
     levels = model.neck(maps)
     assert [side // level.shape[2] for level in levels] == list(STRIDES)

@@ -66,7 +66,7 @@ def test_the_true_architecture_fits(path):
     height, width = (-(-side // divisor) * divisor for side in (800, 1333))
     maps = [
         torch.empty(2, channels, height // stride, width // stride, device='meta')
-        for channels, stride in zip(backbone.out_channels, backbone.strides, strict=True)
+        for channels, stride in zip(backbone.out_channels, backbone.strides)
     ]
     levels = model.neck(maps)
     strides = [stride for stride, _ in model.bbox_head.prior_generator.strides]
@@ -75,7 +75,7 @@ def test_the_true_architecture_fits(path):
         (256, -(-height // stride), -(-width // stride)) for stride in strides
     ]
     scores, boxes = model.bbox_head(levels)
-    assert [(score.shape[1], box.shape[1]) for score, box in zip(scores, boxes, strict=True)] == [(720, 36)] * 5
+    assert [(score.shape[1], box.shape[1]) for score, box in zip(scores, boxes)] == [(720, 36)] * 5
     preprocessor = config.model.data_preprocessor
     assert (preprocessor.bgr_to_rgb, preprocessor.mean[0], preprocessor.std[0]) == (True, 123.675, 58.395)
     assert (config.train_dataloader.batch_size, config.train_cfg.max_epochs) == (2, 12)

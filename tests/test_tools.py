@@ -10,6 +10,7 @@ import pickle
 import re
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
@@ -460,3 +461,32 @@ def test_pure_python_configs(digits, tmp_path):
     assert tested.returncode == 0, tested.stderr[-3000:]
     assert list((tmp_path / 'painted').glob('*.png'))
     assert accuracies(tested.stdout) == accuracies(done.stdout)
+
+
+#: Prints the tools whose ``--help`` has imported what takes seconds; in one process for all of them.
+HELP = """
+import contextlib, io, runpy, sys
+for tool in sys.argv[1:]:
+    sys.argv[:] = [tool, '--help']
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        runpy.run_path(tool, run_name='__main__')
+    assert said.getvalue().startswith('usage: '), tool
+    heavy = {'torch', 'mmengine', 'diffusers', 'sklearn', 'cv2'} & set(sys.modules)
+    if heavy:
+        print(tool, heavy)
+        for name in heavy:
+            del sys.modules[name]
+"""
+
+
+def test_help_of_every_tool_imports_neither_torch_nor_mmengine():
+    # The benchmark times torch, and is torch from its first line.
+    tools = [path for path in sorted((ROOT / 'tools').rglob('*.py')) if path.name != 'benchmark.py']
+    assert len(tools) > 12
+    # Whoever starts it asks for help, too: the package looks at the arguments.
+    done = subprocess.run(
+        [sys.executable, '-c', f"import sys; tools = sys.argv[1:-1]{HELP.replace('sys.argv[1:]', 'tools')}",
+         *map(str, tools), '--help'],
+        capture_output=True, text=True, check=False, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, ''), done.stderr

@@ -174,7 +174,7 @@ def demo(work_dir):
         probe(runner, selection.sweep.timesteps, selection.taps, noise, store=work_dir / 'probes.json')
         for noise in NOISES
     ]
-    accuracy = {noise: one.accuracy[selection.taps[0]] for noise, one in zip(NOISES, probes, strict=False)}
+    accuracy = {noise: one.accuracy[selection.taps[0]] for noise, one in zip(NOISES, probes)}
     picture = work_dir / 'demo.png'
     plot(selection, picture, accuracy['fixed'])
     say('')

@@ -4,17 +4,15 @@ import argparse
 import inspect
 from pathlib import Path
 
-import torch
-
 import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
 from mmaselect import cli
-from mmaselect.diffusion.conditioning import KEYS, default_prompt_file, save_prompt
-from mmaselect.diffusion.loading import Source, parse_dtype
 from mmaselect.errors import InputError, check_choice
 from mmaselect.progress import working
 
 
 def named(embeds, pooled=None):
+    from mmaselect.diffusion.conditioning import KEYS
+
     return dict(zip(KEYS, (embeds,) if pooled is None else (embeds, pooled)))
 
 
@@ -53,6 +51,8 @@ def encode_gemma(pipeline, text, device):
 
 
 def encode_hunyuan(pipeline, text, device):
+    import torch
+
     # The mask stays: padding is replaced by something that the model learned.
     bert, t5 = (
         pipeline.encode_prompt(text, device=device, do_classifier_free_guidance=False, text_encoder_index=index)
@@ -86,7 +86,6 @@ ENCODERS = {
 }
 
 
-@torch.no_grad()
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('model', help='diffusers folder or hub id, or ID@REVISION')
@@ -94,8 +93,14 @@ def main():
     parser.add_argument('--prompt', default='', help='the prompt; empty by default')
     parser.add_argument('--revision', help='branch, tag or commit on the hub')
     parser.add_argument('--dtype', default='bfloat16', help='dtype of the text encoders')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', help="default: 'cuda' where there is one, or else 'cpu'")
     args = parser.parse_args()
+    import torch
+
+    from mmaselect.diffusion.conditioning import default_prompt_file, save_prompt
+    from mmaselect.diffusion.loading import Source, parse_dtype
+
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     source = Source(args.model, 'model', args.revision)
     out = Path(args.out) if args.out else default_prompt_file(source, args.prompt)
     if out.suffix != '.safetensors':
@@ -109,9 +114,9 @@ def main():
         pipeline = getattr(diffusers, found).from_pretrained(
             source.folder or source.repository, revision=source.revision, vae=None, torch_dtype=parse_dtype(args.dtype),
             **{name: None for name in ('unet', 'transformer') if name in index},
-        ).to(args.device)  # fmt: skip
-    with working('encoding the prompt'):
-        embeds = ENCODERS[found](pipeline, args.prompt, args.device)
+        ).to(device)  # fmt: skip
+    with working('encoding the prompt'), torch.no_grad():
+        embeds = ENCODERS[found](pipeline, args.prompt, device)
     save_prompt(out, embeds, args.prompt, args.model)
     shapes = ' and '.join(str(tuple(value.shape)) for value in embeds.values())
     print(f'{out}: {shapes} for prompt {args.prompt!r}')

@@ -2,12 +2,8 @@
 
 from pathlib import Path
 
-import mmengine
-from mmengine.config import ConfigDict
-
 import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
 from mmaselect import cli
-from mmaselect.hooks.images import unwrap
 from mmaselect.toolboxes import scope_of, type_name
 
 NONE = 'none'
@@ -111,6 +107,8 @@ def merge_tta(cfg):
         # mmseg evaluates on the labels of the first: that of the image as it is.
         cfg.tta_pipeline = [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]
     dataset.pipeline = cfg.tta_pipeline
+    from mmengine.config import ConfigDict
+
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 
@@ -118,6 +116,8 @@ def main():
     args = parse_args()
     cfg = merge_args(cli.load_config(args), args)
     runner = cli.build_runner(cfg, 'test_dataloader')
+    from mmaselect.hooks.images import unwrap
+
     model = unwrap(runner)
     if args.checkpoint != NONE:
         cli.check_weights(model, args.checkpoint)
@@ -134,6 +134,8 @@ def main():
 
         write_evaluation(runner, metrics)
     if args.out and args.out_item == 'metrics' and runner.rank == 0:
+        import mmengine
+
         mmengine.dump(metrics, args.out)
 
 

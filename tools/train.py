@@ -2,7 +2,6 @@
 
 import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
 from mmaselect import cli
-from mmaselect.hooks import LastValidationHook
 
 
 def parse_args():
@@ -37,6 +36,8 @@ def merge_args(cfg, args):
 
 def main():
     args = parse_args()
+    from mmaselect.hooks import LastValidationHook
+
     cfg = merge_args(cli.load_config(args), args)
     runner = cli.build_runner(cfg, 'train_dataloader', 'val_dataloader')
     runner.register_hook(LastValidationHook())

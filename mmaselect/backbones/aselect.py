@@ -166,6 +166,7 @@ class ASelectDiT(BaseModule):
         # On the meta device only shapes are asked for (tests and tools build the largest models there).
         if torch.empty(()).device.type != 'meta':
             self._frozen.model = self.spec.load(all_taps(self.alternatives))
+            self._frozen.model.settle_on(self.configured_timesteps or ())
         self.register_state_dict_post_hook(_save_choice)
 
     # --- the frozen model and the chosen timestep --------------------------------------------------------------------
@@ -244,6 +245,8 @@ class ASelectDiT(BaseModule):
                 self._frozen.model.narrow(taps)
             self._frozen.taps = taps
         self._frozen.timesteps = timesteps
+        if self._frozen.model is not None:
+            self._frozen.model.settle_on(timesteps)
 
     @property
     def normalisation_is_known(self) -> bool:

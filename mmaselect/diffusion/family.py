@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from itertools import takewhile
 from typing import Any, ClassVar
@@ -39,6 +39,7 @@ from mmaselect.diffusion.network import (
     fold,
     reading,
     to_map,
+    within,
 )
 from mmaselect.diffusion.noise import DDPM, ForwardProcess, RectifiedFlow
 from mmaselect.diffusion.taps import AUTO_COMPONENTS, Tap
@@ -95,6 +96,7 @@ class Family(nn.Module, ABC):
         least_diffusers: The oldest diffusers that it was run with, where that is not what the package asks for.
         prompt_tokens: Of the constant prompt's embedding.
         dry_tokens: Of the prompt in a dry run. One stands for all, unless a tap's size depends on them.
+        files_hold_all: Files of weights have every tensor of the network, also what its constructor computes.
         dry_batch: Images in a dry run: a prime that no other dimension has.
         image_first: The image's tokens come before the prompt's, where a block has both.
         normalised_sites: Those that differ after the q/k normalisation, in models that have one.
@@ -116,6 +118,7 @@ class Family(nn.Module, ABC):
     least_diffusers: ClassVar[str] = '0'
     prompt_tokens: ClassVar[int] = 0
     dry_tokens: ClassVar[int] = 1
+    files_hold_all: ClassVar[bool] = False
     dry_batch: ClassVar[int] = BATCH
     image_first: ClassVar[bool] = False
     normalised_sites: ClassVar[dict[str, Site]] = {}
@@ -140,6 +143,11 @@ class Family(nn.Module, ABC):
                 raise InputError(f'{name} is {prompt[name].shape[-1]} wide; this model expects {width}')
             self.register_buffer(name, prompt[name], persistent=False)
         self._constants = Constants()
+        #: Reads parameters of the network again, of these names and shapes; without it none is ever dropped.
+        self.read_again: Callable[[dict[str, torch.Size]], Iterable[tuple[str, Tensor]]] | None = None
+        self._settled: tuple[float, ...] = ()
+        # Shapes of the parameters that stand empty while their constants are known.
+        self._dropped: dict[str, torch.Size] = {}
         self._attention = 'auto'
         self._compile: str | None = None
         self._set_taps(taps)
@@ -371,6 +379,7 @@ class Family(nn.Module, ABC):
             self._set_taps(self.taps)
 
     def _set_taps(self, taps: Sequence[Tap]) -> None:
+        self._restore()
         self._constants.clear()
         self.taps = tuple(taps)
         self.last_block = max(tap.block for tap in taps)
@@ -384,7 +393,8 @@ class Family(nn.Module, ABC):
         if self._compile and not blocks:
             raise InputError(f'compile={self._compile!r} is not for {self.name}: leave it out')
         compiled = [name for number, name in enumerate(blocks[: self.last_block]) if number not in read]
-        fold(self.transformer, plan, self._constants, compiled)
+        self._folded = fold(self.transformer, plan, self._constants, compiled)
+        self._droppable = [name for name in plan.folded if within(name, self._folded)]
         compile_blocks([self.transformer.get_submodule(name) for name in compiled], self._compile)
         self._to_compile = bool(compiled)
 
@@ -406,6 +416,31 @@ class Family(nn.Module, ABC):
                 )
         self._set_taps(taps)
 
+    def settle_on(self, timesteps: Sequence[float]) -> None:
+        """Says at which timesteps images will be read.
+
+        Weights that only constants need are dropped once these are known for all of the timesteps. Another device or
+        dtype reads them again, and so does another timestep; then they stay, until this is called once more.
+        """
+        self._settled = tuple(timesteps)
+
+    def _drop(self, timestep: float, autocast: Any) -> None:
+        if self._dropped or self.read_again is None or timestep not in self._settled:
+            return
+        if all(self._constants.has((timestep, autocast), self._folded) for timestep in self._settled):
+            for name in self._droppable:
+                parameter = self.transformer.get_parameter(name)
+                self._dropped[name] = parameter.shape
+                # Networks ask their weights for their dtype.
+                parameter.data = parameter.data.new_empty(0)
+
+    def _restore(self) -> None:
+        if self._dropped and self.read_again is not None:
+            for name, value in self.read_again(self._dropped):
+                parameter = self.transformer.get_parameter(name)
+                parameter.data = value.reshape(self._dropped[name]).to(parameter.device, parameter.dtype)
+            self._dropped = {}
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
@@ -425,7 +460,13 @@ class Family(nn.Module, ABC):
         """
         self._check(latent)
         size, device = (latent.shape[2], latent.shape[3]), latent.device
-        self._constants.begin((timestep, autocast_dtype(device)), len(latent))
+        key = (timestep, autocast_dtype(device))
+        self._constants.begin(key, len(latent))
+        if timestep not in self._settled:
+            # A table of all timesteps would read the weights from the disk time and again.
+            self._settled = ()
+        if self._dropped and not self._constants.has(key, self._folded):
+            self._restore()
         prompt = {name: getattr(self, name) for name in self.prompt_widths(self.transformer.config)}
         try:
             with (
@@ -446,6 +487,7 @@ class Family(nn.Module, ABC):
             if line is None:
                 raise
             raise line from error
+        self._drop(*key)
 
     def forward(self, latent: Tensor, timestep: float) -> dict[Tap, Tensor]:
         """All taps of :meth:`read` at once."""

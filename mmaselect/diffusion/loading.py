@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -197,18 +200,36 @@ class Identity:
 
     def __init__(self) -> None:
         self._tensors: dict[str, bytes] = {}
+        self._running: dict[str, Future[bytes]] = {}
+        self._threads: ThreadPoolExecutor | None = None
 
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Adds one tensor under a name of its own."""
-        tensor = tensor.detach().cpu().contiguous()
-        content = hashlib.sha256(f'{name}|{tensor.dtype}|{tuple(tensor.shape)}|'.encode())
-        if tensor.numel():
-            raw: Any = tensor.reshape(-1).view(torch.uint8).numpy()
-            content.update(raw)
-        self._tensors[name] = content.digest()
+    def add(self, name: str, tensor: Tensor) -> Future[bytes]:
+        """Adds one tensor under a name of its own.
+
+        Returns:
+            Its digest, which threads compute while the next ones are read. Until it is there, the tensor must stay as
+            it is.
+        """
+        self._threads = self._threads or ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        self._running[name] = self._threads.submit(_hash, name, tensor.detach())
+        return self._running[name]
+
+    def settle(self) -> None:
+        """Waits until all that was added is hashed."""
+        if self._threads is not None:
+            self._tensors.update({name: one.result() for name, one in self._running.items()})
+            self._threads.shutdown()
+            self._threads, self._running = None, {}
+
+    def check(self, name: str, tensor: Tensor) -> None:
+        """Raises :class:`InputError` unless a tensor that is read again is what was added under its name."""
+        self.settle()
+        if _hash(name, tensor) != self._tensors[name]:
+            raise InputError(f'{name} is not what it was when the model was loaded: its file has changed; start again')
 
     def keep(self, role: str, names: Iterable[str]) -> None:
         """Forgets all tensors of a role but those named: what was pruned no longer tells models apart."""
+        self.settle()
         kept = {f'{role}.{name}' for name in names}
         self._tensors = {
             name: content for name, content in self._tensors.items() if name in kept or not name.startswith(f'{role}.')
@@ -216,7 +237,17 @@ class Identity:
 
     def digest(self) -> bytes:
         """The 32 bytes; the order in which tensors were added does not matter."""
+        self.settle()
         return hashlib.sha256(b''.join(content for _, content in sorted(self._tensors.items()))).digest()
+
+
+def _hash(name: str, tensor: Tensor) -> bytes:
+    tensor = tensor.cpu().contiguous()
+    content = hashlib.sha256(f'{name}|{tensor.dtype}|{tuple(tensor.shape)}|'.encode())
+    if tensor.numel():
+        raw: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        content.update(raw)
+    return content.digest()
 
 
 def load_into(
@@ -267,8 +298,11 @@ def load_into(
                 )
             if wanted[name].is_floating_point() and not value.is_floating_point():
                 raise is_quantised(tensors.source, f'tensor {name!r} of {value.dtype}')
-            identity.add(f'{role}.{name}', value)
+            hashed = identity.add(f'{role}.{name}', value)
             loaded[name] = value.to(dtype) if value.is_floating_point() else value
+            if loaded[name] is not value:
+                # What was cast goes before the next one comes: no second copy of the model exists.
+                hashed.result()
             bar.update(size[name])
     module.load_state_dict(loaded, strict=True, assign=True)
 
@@ -320,12 +354,15 @@ def initialise(module: nn.Module, seed: int) -> None:
         seed: Any integer. Pruning the module does not change what the remaining parameters get.
     """
     for name, parameter in module.named_parameters():
-        noise = seeded_noise(tuple(parameter.shape), seed, *name.encode())
-        if parameter.dim() > 1:
-            value = noise / parameter[0].numel() ** 0.5
-        else:
-            value = 0.02 * noise + (1.0 if 'norm' in name and name.endswith('weight') else 0.0)
-        parameter.copy_(value)
+        parameter.copy_(random_weight(name, tuple(parameter.shape), seed))
+
+
+def random_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """The parameter that :func:`initialise` gives this name."""
+    noise = seeded_noise(shape, seed, *name.encode())
+    if len(shape) > 1:
+        return noise / math.prod(shape[1:]) ** 0.5
+    return 0.02 * noise + (1.0 if 'norm' in name and name.endswith('weight') else 0.0)
 
 
 def check_class(config: dict[str, Any], allowed: Iterable[str], source: Source, family: str) -> None:

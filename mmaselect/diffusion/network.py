@@ -6,10 +6,11 @@ parameters were used until the last of them, and which modules do not depend on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -92,11 +93,13 @@ class Plan:
         shapes: Channels and stride (in latent pixels) of each tap, in the order in which a pass reaches them.
         parameters: Names of those that a pass uses, up to the last tap.
         constants: Modules that give the same for all images, by name; see :class:`Constant`.
+        folded: Names of the parameters that nothing but these modules uses: once their outputs are known, they may go.
     """
 
     shapes: dict[Any, tuple[int, int]] = field(default_factory=dict)
     parameters: set[str] = field(default_factory=set)
     constants: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    folded: set[str] = field(default_factory=set)
 
 
 class _Stop(Exception):
@@ -146,21 +149,44 @@ def reading(network: nn.Module, sites: Mapping[Any, Site], visit: Callable[[Any,
 def _broadcast(first: Tensor, second: Any, *_: Any, **more: Any) -> Any:
     if isinstance(second, (int, float)) and first.is_floating_point():
         return torch.empty_like(first)
-    if not isinstance(second, Tensor) or second.dtype != first.dtype or more:
+    if not isinstance(second, Tensor) or second.dtype != first.dtype or more or 0 in (*first.shape, *second.shape):
         return NotImplemented
-    return first.new_empty(torch.broadcast_shapes(first.shape, second.shape))
+    longer, shorter = sorted((first.shape, second.shape), key=len, reverse=True)
+    padded = (1,) * (len(longer) - len(shorter)) + tuple(shorter)
+    return first.new_empty(tuple(map(max, longer, padded)))
 
 
-#: Functions by name that torch works out in Python on the meta device, which is three quarters of a dry run. A shape is
-#: all that is asked of them.
+def _alike(value: Tensor, *_: Any, **__: Any) -> Any:
+    return torch.empty_like(value) if value.is_floating_point() else NotImplemented
+
+
+def _mean(value: Tensor, dim: Any = None, keepdim: bool = False, **more: Any) -> Any:
+    if not isinstance(dim, int) or more:
+        return NotImplemented
+    return value.narrow(dim, 0, 1) if keepdim else value.select(dim, 0)
+
+
+#: Functions by name that torch works out in Python on the meta device, which is most of a dry run. A shape is all that
+#: is asked of them.
 QUICK: dict[str, Callable[..., Any]] = {
     'linear': lambda value, weight, *_: value.new_empty((*value.shape[:-1], len(weight))),
-    **dict.fromkeys(('layer_norm', 'group_norm', 'gelu'), lambda value, *_, **__: torch.empty_like(value)),
+    **dict.fromkeys(('layer_norm', 'group_norm', 'rms_norm', 'gelu', 'silu', 'rsqrt'), _alike),
     'scaled_dot_product_attention': lambda query, key, value, *_, **__: query.new_empty(
         (*query.shape[:-1], value.shape[-1])
     ),
     **dict.fromkeys(('mul', 'add', 'div'), _broadcast),
+    'pow': lambda value, power=None, **_: _broadcast(value, power) if isinstance(power, int) else NotImplemented,
+    'mean': _mean,
 }
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in nested lists, tuples and dicts; torch's own walk takes a third of a dry run."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [tensor for one in value for tensor in tensors_in(one)]
+    return tensors_in(list(value.values())) if isinstance(value, dict) else []
 
 
 class _Trace(TorchFunctionMode):
@@ -169,32 +195,34 @@ class _Trace(TorchFunctionMode):
     def __init__(self, network: nn.Module, latent: Tensor) -> None:
         super().__init__()
         self.names = {id(value): name for name, value in network.named_parameters()}
-        self.used: set[str] = set()
+        # Parameters, with the modules that use them.
+        self.used: dict[str, set[str]] = {}
+        self.inside: list[str] = ['']
         # The tensors are held, so that no other gets their number.
         self.depending = {id(latent): latent}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        quick = QUICK.get(getattr(func, '__name__', ''))
+        kwargs, name = kwargs or {}, getattr(func, '__name__', '')
+        quick = QUICK.get(name)
         out = NotImplemented if quick is None else quick(*args, **kwargs)
         if out is NotImplemented:
             out = func(*args, **kwargs)
-        read = [value for value in leaves_of((args, kwargs)) if isinstance(value, Tensor)]
+        read = [*tensors_in(args), *tensors_in(kwargs)]
         # To ask a parameter for its dtype is not to use it.
-        if getattr(func, '__name__', '') != '__get__':
-            self.used |= {self.names[id(value)] for value in read if id(value) in self.names}
+        if name != '__get__':
+            for value in read:
+                if id(value) in self.names:
+                    self.used.setdefault(self.names[id(value)], set()).add(self.inside[-1])
         if self.depends(read):
             # In-place operations change what they are called on.
-            name = getattr(func, '__name__', '')
             changed = read[:1] if name == '__setitem__' or (name.endswith('_') and not name.endswith('__')) else []
-            for value in [*leaves_of(out), *changed]:
-                if isinstance(value, Tensor):
-                    self.depending[id(value)] = value
+            for value in [*tensors_in(out), *changed]:
+                self.depending[id(value)] = value
         return out
 
-    def depends(self, value: Any) -> bool:
-        """Whether any tensor in there does."""
-        return any(id(one) in self.depending for one in leaves_of(value))
+    def depends(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether any of them does."""
+        return any(id(one) in self.depending for one in tensors)
 
 
 def dry_run(network: nn.Module, sites: Mapping[Any, Site], latent: Tensor, call: Callable[[Tensor], object]) -> Plan:
@@ -219,37 +247,46 @@ def dry_run(network: nn.Module, sites: Mapping[Any, Site], latent: Tensor, call:
     def visit(tap: Any, value: Tensor) -> None:
         plan.shapes.setdefault(tap, _channels_and_stride(value, (latent.shape[2], latent.shape[3])))
 
+    def enter(name: str, *_: Any) -> None:
+        trace.inside.append(name)
+
     def watch(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            trace.inside.pop()
             calls[name] = calls.get(name, 0) + 1
-            tensors = [value for value in leaves_of((args, kwargs)) if isinstance(value, Tensor)]
-            if (
-                tensors
-                and not trace.depends((tensors, output))
-                and not any(map(is_mixed, leaves_of((tensors, output))))
-            ):
+            tensors, given = [*tensors_in(args), *tensors_in(kwargs)], tensors_in(output)
+            if tensors and not trace.depends(chain(tensors, given)) and not any(map(is_mixed, chain(tensors, given))):
                 found[name] = (tree_map(is_batched, (args, kwargs)), tree_map(is_batched, output))
 
         return hook
 
     with ExitStack() as stack:
+        paths = (name.split('.')[:-1] for name, _ in network.named_parameters())
+        owners = {'.'.join(path[:depth]) for path in paths for depth in range(1, len(path) + 1)}
         for name, module in network.named_modules():
-            if name and any(True for _ in module.parameters()):
+            if name in owners:
+                stack.callback(module.register_forward_pre_hook(partial(enter, name)).remove)
                 stack.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
         with torch.no_grad(), trace, reading(network, sites, visit):
             call(latent)
-    plan.parameters = trace.used
+    plan.parameters = set(trace.used)
     outermost: list[str] = []
     for name in sorted(found):
-        if calls[name] == 1 and not any(name.startswith(f'{other}.') for other in outermost):
+        if calls[name] == 1 and not within(name, outermost):
             outermost.append(name)
             plan.constants[name] = found[name]
+    plan.folded = {name for name, users in trace.used.items() if all(within(user, outermost) for user in users)}
     return plan
 
 
-def _is_mixed(value: Any, batch: int) -> bool:
+def within(name: str, modules: Iterable[str]) -> bool:
+    """Whether a module or parameter is one of these modules, or inside one."""
+    return any(name == module or name.startswith(f'{module}.') for module in modules)
+
+
+def _is_mixed(value: Tensor, batch: int) -> bool:
     """Whether the batch and another axis were made one: what belongs to one image is not found again."""
-    return isinstance(value, Tensor) and any(size > batch and size % batch == 0 for size in value.shape)
+    return any(size > batch and size % batch == 0 for size in value.shape)
 
 
 def _is_batched(value: Any, batch: int) -> bool:
@@ -318,6 +355,10 @@ class Constants:
         if len(self._known) > KEPT_TIMESTEPS:
             del self._known[next(iter(self._known))]
 
+    def has(self, key: Any, names: Iterable[str]) -> bool:
+        """Whether the outputs of all these modules are known for a timestep."""
+        return all(name in self._known.get(key, {}) for name in names)
+
     def clear(self) -> None:
         """Forgets them all."""
         self._known.clear()
@@ -354,7 +395,7 @@ class Constant:
         )
 
 
-def fold(network: nn.Module, plan: Plan, constants: Constants, but: Sequence[str] = ()) -> None:
+def fold(network: nn.Module, plan: Plan, constants: Constants, but: Sequence[str] = ()) -> list[str]:
     """Makes a network compute its constants once per timestep.
 
     Args:
@@ -362,11 +403,15 @@ def fold(network: nn.Module, plan: Plan, constants: Constants, but: Sequence[str
         plan: Of its dry run.
         constants: Where they are kept.
         but: Paths of modules in which nothing is folded.
+
+    Returns:
+        Names of the modules that are computed once.
     """
     for module in network.modules():
         if isinstance(module.__dict__.get('forward'), Constant):
             del module.forward
-    for name, sizes in plan.constants.items():
-        if not any(name.startswith(f'{other}.') for other in but):
-            module = network.get_submodule(name)
-            module.forward = Constant(module, name, sizes, constants)  # type: ignore[method-assign]
+    names = [name for name in plan.constants if not within(name, but)]
+    for name in names:
+        module = network.get_submodule(name)
+        module.forward = Constant(module, name, plan.constants[name], constants)  # type: ignore[method-assign]
+    return names

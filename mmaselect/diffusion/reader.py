@@ -56,6 +56,10 @@ class FrozenDiffusion(nn.Module):
         self.family.narrow(taps)
         self._identity.keep('transformer', self.family.transformer.state_dict())
 
+    def settle_on(self, timesteps: Sequence[float]) -> None:
+        """Says at which timesteps images will be read, see :meth:`Family.settle_on`; features stay the same."""
+        self.family.settle_on(timesteps)
+
     @property
     def device(self) -> torch.device:
         """Of the weights."""

@@ -65,7 +65,8 @@ class TimestepSelectionHook(Hook):
         seed: Draws the images, their views, and with ``noise='fresh'`` their noises. The policy of the noise is the
             backbone's, and so is a fixed noise: the head will see them.
         search: ``'sweep'``, or ``'coarse-to-fine'``, which tries at most a third of 41 or more timesteps; where the
-            curve is flat or has several peaks it goes on to the sweep and says so.
+            curve is flat or has several peaks it goes on to the sweep and says so; or ``'racing'``, which drops after
+            32, 64, 128, ... images the timesteps that can no longer win.
         stability: Share of bootstrap resamples that must agree with the choice, for ``num_images='auto'``.
         blocks: Candidates of ``block='auto'``; None for all blocks.
         components: Candidates of ``component='auto'``; None for query, key, value, attention and output.

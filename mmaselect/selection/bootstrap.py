@@ -7,10 +7,12 @@ up their sums. So it costs no forward pass and no memory that grows with the num
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from mmaselect.diffusion.taps import Tap
 from mmaselect.selection.criterion import SummedCriterion
 
 #: Groups of images that are added up before the bootstrap; more groups than bins share them.
@@ -18,6 +20,23 @@ BINS = 64
 RESAMPLES = 500
 #: Parts of the images that are left out one at a time, for scores that are no sums over images.
 PARTS = 16
+
+
+@dataclass
+class Choice:
+    """What a criterion chooses.
+
+    Attributes:
+        timesteps: The chosen timestep, or several, the best first.
+        taps: The chosen block and component, or several where several feed the head.
+        agreement: Share of the bootstrap's resamples that choose the same timestep and taps; None without a bootstrap.
+        resamples: Share of the resamples that choose a timestep, by timestep.
+    """
+
+    timesteps: list[float]
+    taps: list[Tap]
+    agreement: float | None = None
+    resamples: dict[float, float] = field(default_factory=dict)
 
 
 def resample(criterion: SummedCriterion, sums: Tensor, num: int = RESAMPLES, seed: int = 0) -> Tensor | None:

@@ -164,6 +164,7 @@ class Selection:
             'seconds': sweep.seconds,
             'strategy': sweep.strategy,
             'noise': sweep.noise,
+            'dropped': {f'{timestep:g}': images for timestep, images in sweep.dropped.items()},
             **extra,
         }
 
@@ -185,6 +186,7 @@ class Selection:
         )
         fields = ('timesteps', 'num_images', 'block_evaluations', 'encoder_runs', 'seconds', 'strategy', 'noise')
         plain = {name: content[name] for name in fields}
+        plain['dropped'] = {float(timestep): images for timestep, images in content.get('dropped', {}).items()}
         sweep = SearchResult(scores=scores, choices=choices, intervals=intervals, **plain)
         return cls(sweep, content['criterion_label'], content['criterion'])
 
@@ -226,6 +228,9 @@ class Selection:
             f'selected timestep{"s" if len(self.timesteps) > 1 else ""} {chosen}, {name_taps(self.taps)}, by '
             f'{self.criterion}: {sweep.strategy}, {sweep.block_evaluations} block evaluations, {sweep.seconds:.1f} s',
         ]
+        if sweep.dropped:
+            gone = ', '.join(f'{timestep:g} after {images}' for timestep, images in sweep.dropped.items())
+            lines.append(f'timesteps that could no longer win were dropped: {gone} images')
         if self.choice.agreement is not None:
             shares = sorted(self.choice.resamples.items(), key=lambda item: -item[1])[:4]
             drawn = ', '.join(f'{timestep:g} in {100 * share:.0f} %' for timestep, share in shares)

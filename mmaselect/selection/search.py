@@ -18,6 +18,7 @@ from mmaselect.errors import InputError, check_choice, check_timestep, naming, u
 from mmaselect.images import GROUP, Batch
 from mmaselect.selection.bootstrap import (
     BINS,
+    Choice,
     choose,
     drop_doubtful,
     interval,
@@ -30,25 +31,9 @@ from mmaselect.selection.coverage import greedy, overlap, sketch
 from mmaselect.selection.criterion import Criterion, SummedCriterion, Sums, add_sums
 from mmaselect.selection.features import Features
 from mmaselect.selection.instance import ViewCriterion
+from mmaselect.selection.racing import survivors
 
-STRATEGIES = ('sweep', 'coarse-to-fine')
-
-
-@dataclass
-class Choice:
-    """What a criterion chooses.
-
-    Attributes:
-        timesteps: The chosen timestep, or several, the best first.
-        taps: The chosen block and component, or several where several feed the head.
-        agreement: Share of the bootstrap's resamples that choose the same timestep and taps; None without a bootstrap.
-        resamples: Share of the resamples that choose a timestep, by timestep.
-    """
-
-    timesteps: list[float]
-    taps: list[Tap]
-    agreement: float | None = None
-    resamples: dict[float, float] = field(default_factory=dict)
+STRATEGIES = ('sweep', 'coarse-to-fine', 'racing')
 
 
 @dataclass
@@ -66,6 +51,7 @@ class SearchResult:
         seconds: Wall time of this rank.
         strategy: How it was searched, in words.
         noise: Policy of the noise, see :class:`Search`.
+        dropped: Timesteps that a race left behind, each with the number of images it had got.
     """
 
     timesteps: list[float]
@@ -78,6 +64,7 @@ class SearchResult:
     seconds: float = 0.0
     strategy: str = 'sweep'
     noise: str = 'fixed'
+    dropped: dict[float, int] = field(default_factory=dict)
 
     def curve(self, label: str, taps: Sequence[Tap] | None = None) -> list[float]:
         """Score of a criterion over timesteps, averaged over taps, by default those it chooses."""
@@ -412,8 +399,15 @@ class Search:
 
     # --- scoring -------------------------------------------------------------------------------------------------
 
-    def finish(self) -> SearchResult:
+    def drop(self, positions: Iterable[int]) -> None:
+        """Leaves timesteps behind: images to come are not run at them, and :meth:`finish` no longer scores them."""
+        self.evaluated -= set(positions)
+
+    def finish(self, deciding: bool = False) -> SearchResult:
         """Brings the ranks together and scores what has been evaluated so far; may be called again after more of it.
+
+        Args:
+            deciding: Score by the deciding criterion alone.
 
         Returns:
             The scores and choices, the same on every rank.
@@ -430,7 +424,7 @@ class Search:
         evaluated = sorted(self.evaluated)
         result = SearchResult([self.timesteps[position] for position in evaluated], {}, {}, noise=self.noise)
         result.num_images, result.block_evaluations, result.encoder_runs = images, block_evaluations, encoder_runs
-        for which, criterion in enumerate(self.criteria):
+        for which, criterion in enumerate(self.criteria[:1] if deciding else self.criteria):
             resampled = None
             if which in self._binned:
                 assert isinstance(criterion, SummedCriterion)
@@ -518,7 +512,9 @@ def run(
         search: Fresh; of ``'coarse-to-fine'`` one that keeps latents.
         portions: This rank's images, in one or several portions.
         strategy: ``'sweep'`` tries every timestep; ``'coarse-to-fine'`` at most a third of them, unless the curve of
-            the deciding criterion (over the best alternative at each timestep) is flat or has several peaks.
+            the deciding criterion (over the best alternative at each timestep) is flat or has several peaks;
+            ``'racing'`` begins with all of them, and drops after each portion of images those that can no longer win,
+            see :mod:`~mmaselect.selection.racing`.
         stability: Take no further portion once this share of resamples agrees with the choice; None takes them all.
 
     Returns:
@@ -529,25 +525,39 @@ def run(
     """
     if strategy not in STRATEGIES:
         raise unknown('search', strategy, STRATEGIES)
-    if strategy == 'coarse-to-fine' and search.num_timesteps > 1:
-        raise InputError("search='coarse-to-fine' finds one timestep: choosing several needs search='sweep'")
+    if strategy != 'sweep' and search.num_timesteps > 1:
+        raise InputError(f"search={strategy!r} finds one timestep: choosing several needs search='sweep'")
     label = search.criteria[0].label
+    looks = stability is not None or strategy == 'racing'
+    if looks and getattr(search.criteria[0], 'fields', ()) is None:
+        asked = "num_images='auto'" if strategy != 'racing' else "search='racing'"
+        raise InputError(f'{asked} needs a criterion that can be resampled; {label} cannot')
+    dropped: dict[float, int] = {}
 
     def start(positions: list[int]) -> None:
+        last: SearchResult | None = None
         for portion in portions:
+            if last is not None and strategy == 'racing':
+                stay = survivors(last.timesteps, last.choices[label])
+                gone = [position for position in positions if search.timesteps[position] not in stay]
+                dropped.update({search.timesteps[position]: last.num_images for position in gone})
+                search.drop(gone)
+                positions = [position for position in positions if position not in gone]
             search.add(portion, positions)
-            if stability is None:
+            if not looks:
                 continue
-            state = search.finish()
-            agreement = state.choices[label].agreement
-            if agreement is None and getattr(search.criteria[0], 'fields', ()) is None:
-                raise InputError(f"num_images='auto' needs a criterion that can be resampled; {label} cannot")
-            if agreement is not None and agreement >= stability:
+            last = search.finish(deciding=True)
+            agreement = last.choices[label].agreement
+            if stability is not None and agreement is not None and agreement >= stability:
                 return
 
-    if strategy == 'sweep':
+    if strategy != 'coarse-to-fine':
         start(list(range(len(search.timesteps))))
-        return search.finish()
+        result = search.finish()
+        if strategy == 'sweep':
+            return result
+        done = f'racing: {len(result.timesteps)} of {len(search.timesteps)} timesteps on all images'
+        return replace(result, strategy=done, dropped=dict(sorted(dropped.items())))
     if not search.keep:
         raise InputError("search='coarse-to-fine' needs keep=True")
 

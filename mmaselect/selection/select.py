@@ -12,6 +12,7 @@ from mmaselect.errors import InputError
 from mmaselect.images import ImageSource, draw_portions, number_groups
 from mmaselect.progress import progress_bar
 from mmaselect.selection.criterion import Criterion
+from mmaselect.selection.racing import FIRST_IMAGES
 from mmaselect.selection.report import Selection
 from mmaselect.selection.search import OneProcess, Ranks, Search, run
 
@@ -52,7 +53,7 @@ def select_on(
         alternatives: Sets of taps of which one is to be chosen.
         num_timesteps: How many timesteps to choose.
         num_images: How many images to draw, None for all, ``'auto'`` for as many as ``stability`` needs.
-        search: ``'sweep'`` or ``'coarse-to-fine'``.
+        search: ``'sweep'``, ``'coarse-to-fine'`` or ``'racing'``, see :func:`~mmaselect.selection.search.run`.
         stability: Share of bootstrap resamples that must agree, for ``num_images='auto'``.
         noise: Policy of the noise, see :class:`~mmaselect.selection.search.Search`.
         noise_seed: Of the fixed noise.
@@ -69,7 +70,7 @@ def select_on(
     """
     ranks = ranks or OneProcess()
     check_group(criteria.values(), source.batch_size)
-    portions = draw_portions(len(source), num_images, seed)
+    portions = draw_portions(len(source), num_images, seed, FIRST_IMAGES if search == 'racing' else None)
     with progress_bar(desc='timestep selection', unit='pass', disable=not progress or ranks.rank != 0) as bar:
         finder = Search(
             model,

@@ -493,3 +493,28 @@ def test_what_is_exported_is_not_looked_at():
     expected = backbone(images())[0]
     exported = torch.export.export(backbone, (images(),), strict=False).module()
     torch.testing.assert_close(exported(images())[0], expected)
+
+
+def test_weights_behind_constants_go_when_the_timestep_is_known():
+    """From the config, a choice or a checkpoint; what a checkpoint says stays the same."""
+
+    def size(backbone):
+        return sum(parameter.nbytes for parameter in backbone.diffusion.family.transformer.parameters())
+
+    fixed, chosen, loaded = build(), build(timestep='auto'), build(timestep='auto')
+    whole, before = size(fixed), fixed.state_dict()
+    (expected,) = fixed(images())
+    left, after = size(fixed), fixed.state_dict()
+    assert left < 0.75 * whole
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    chosen.set_choice(100)
+    loaded.load_state_dict(after)
+    for backbone in (fixed, chosen, loaded):
+        assert torch.equal(backbone(images())[0], expected)
+        assert size(backbone) == left
+    # The head's precision is not the frozen model's; what moves computes its constants anew.
+    assert torch.equal(chosen.half()(images())[0], expected)
+    chosen.set_choice(900)
+    assert torch.equal(chosen(images())[0], build(timestep=900)(images())[0])
+    assert size(chosen) == left

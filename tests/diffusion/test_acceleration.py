@@ -171,3 +171,72 @@ def test_constants_end_with_the_blocks_that_are_dropped(eager):
     model(noisy('DiT'), 300.0)
     model.narrow(TAPS[:1])
     assert torch.equal(model(noisy('DiT'), 300.0)[TAPS[0]], eager['DiT'][TAPS[0]])
+
+
+def size(model):
+    return sum(parameter.nbytes for parameter in model.transformer.parameters())
+
+
+@pytest.mark.parametrize('variant', ['SD3.5-medium', 'DiT'])
+def test_weights_behind_constants_go_once_the_timestep_is_settled(variant):
+    """A third of a block; features stay equal to the bit, and whatever needs the weights again gets them."""
+    model, fresh, latent = load(variant), load(variant), noisy(variant)
+    expected = {timestep: fresh(latent, timestep) for timestep in (300.0, 700.0)}
+
+    def check(timestep, given=model, wanted=expected):
+        read = given(latent, timestep)
+        assert all(torch.equal(read[tap], wanted[timestep][tap]) for tap in TAPS)
+
+    before = size(model)
+    check(300.0)
+    assert size(model) == before
+    model.settle_on([300.0])
+    check(300.0)
+    left = size(model)
+    assert 0.6 < left / before < 0.7
+    gone = {name for name, value in model.transformer.named_parameters() if not value.numel()}
+    assert {f'transformer_blocks.{block}.norm1.linear.weight' for block in range(1, 4)} <= gone
+    check(300.0)
+    # Another timestep reads them again, and they stay: who reads one will read more.
+    for timestep in (700.0, 300.0):
+        check(timestep)
+        assert size(model) == before
+    # Of two, both must be known.
+    model.settle_on([300.0, 100.0])
+    model.to(torch.bfloat16)
+    halved, wanted = latent.bfloat16(), load(variant).to(torch.bfloat16)
+    for timestep in (300.0, 100.0, 300.0):
+        read, known = model(halved, timestep), wanted(halved, timestep)
+        assert all(torch.equal(read[tap], known[tap]) for tap in TAPS)
+    assert size(model) == left / 2
+
+
+def test_weights_that_went_are_read_from_the_files_that_they_came_from(model_folder, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / 'model'
+    shutil.copytree(model_folder('SD3.5-medium'), folder)
+    taps, latent = [Tap(2, 'query'), Tap(1, 'output')], noisy('SD3.5-medium')
+    spec = DiffusionSpec(type='SD3', pretrained=str(folder))
+    model, fewer = spec.load(taps), spec.load(taps[1:])
+    # Nothing of the network was computed by its constructor, nor left without a value.
+    assert not any(value.is_meta for value in [*model.parameters(), *model.buffers()])
+    identity, other = model.identity, model.family(latent, 500.0)
+    model.settle_on([300.0])
+    expected = model.family(latent, 300.0)
+    assert size(model.family) < 0.7 * size(spec.load(taps).family)
+    assert model.identity == identity
+    assert torch.equal(model.family(latent, 500.0)[taps[0]], other[taps[0]])
+    model.settle_on([300.0])
+    assert torch.equal(model.family(latent, 300.0)[taps[0]], expected[taps[0]])
+    model.narrow(taps[1:])
+    assert model.identity == fewer.identity
+    assert torch.equal(model.family(latent, 300.0)[taps[1]], expected[taps[1]])
+    # Another file in its place is noticed.
+    (file,) = (folder / 'transformer').glob('*.safetensors')
+    save_file({name: value + 1 for name, value in load_file(file).items()}, tmp_path / 'new')
+    (tmp_path / 'new').replace(file)
+    with pytest.raises(InputError, match='is not what it was when the model was loaded: its file has changed'):
+        model.family(latent, 700.0)

@@ -209,3 +209,15 @@ def test_the_real_dit_architectures(name, millions):
     embedding = sum(parameter.numel() for parameter in model.transformer_blocks[0].norm1.emb.parameters())
     count = sum(parameter.numel() for parameter in model.parameters()) - (config['num_layers'] - 1) * embedding
     assert count / 1e6 == pytest.approx(millions, abs=0.5)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_the_quick_dry_run_finds_what_torchs_own_operators_do(variant, monkeypatch):
+    from mmaselect.diffusion import family, network
+
+    taps = [Tap(1, 'query'), Tap(3, 'output')]
+    config, kind = make_transformer(variant).config, FAMILIES[family_of(variant)]
+    quick = kind.plan(config, taps)
+    monkeypatch.setattr(network, 'QUICK', {})
+    monkeypatch.setattr(family, '_plan', family._plan.__wrapped__)
+    assert kind.plan(config, taps) == quick

@@ -319,3 +319,19 @@ def test_the_published_architectures(family, arch, millions, blocks, channels):
     assert spec.num_blocks == blocks
     taps = [Tap(block, name) for block in (0, blocks - 1) for name in ('query', 'output')]
     assert spec.shapes(taps) == dict.fromkeys(taps, (channels, 16))
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_the_quick_dry_run_finds_what_torchs_own_operators_do(name, monkeypatch):
+    from mmaselect.diffusion import family as module
+    from mmaselect.diffusion import network
+
+    family, arch = CASES[name]
+    if not family.is_available():
+        pytest.skip(f'diffusers is older than {family.least_diffusers}')
+    config = family.complete(arch)
+    taps = family.known_taps(config)[-3:]
+    quick = family.plan(config, taps)
+    monkeypatch.setattr(network, 'QUICK', {})
+    monkeypatch.setattr(module, '_plan', module._plan.__wrapped__)
+    assert family.plan(config, taps) == quick

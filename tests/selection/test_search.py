@@ -118,8 +118,8 @@ class Together:
         value.copy_(sum(self.all_gather_object(value.clone())))
 
 
-def together(monkeypatch, model, timesteps, criteria, shares, **more):
-    """What a search says on each of several ranks, each with its share of the batches."""
+def together(monkeypatch, model, timesteps, criteria, shares, strategy='sweep', **more):
+    """What a search says on each of several ranks, each with its share of the batches, or of several portions."""
     ranks = Together(len(shares))
     monkeypatch.setattr(dist, 'get_world_size', lambda: ranks.number)
     monkeypatch.setattr(dist, 'all_gather_object', ranks.all_gather_object)
@@ -130,7 +130,8 @@ def together(monkeypatch, model, timesteps, criteria, shares, **more):
         ranks.here.rank = rank
         try:
             own = copy.deepcopy(model)
-            results[rank] = run(Search(own, timesteps, criteria, ranks=RunnerRanks(), **more), [shares[rank]])
+            portions = [shares[rank]] if strategy == 'sweep' else shares[rank]
+            results[rank] = run(Search(own, timesteps, criteria, ranks=RunnerRanks(), **more), portions, strategy)
         except BaseException as error:
             results[rank] = error
             ranks.barrier.abort()
@@ -267,6 +268,40 @@ def test_memory_does_not_grow_with_the_number_of_taps():
     assert most == [1] * 6
 
 
+def test_all_taps_of_a_u_net_are_scored_as_they_come(monkeypatch):
+    """A sweep over all of them keeps no map that the network itself does not keep as a skip connection."""
+    import weakref
+
+    from mmaselect.diffusion.reader import FrozenDiffusion
+
+    arch = dict(
+        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, cross_attention_dim=12,
+        attention_head_dim=4, down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), in_channels=3, out_channels=3,
+        up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'),
+    )  # fmt: skip
+    spec = DiffusionSpec('UNet', arch=arch, latent='pixels', prompt='zeros')
+    taps = [tap for tap in spec.family.known_taps(spec.config) if not tap.component.endswith('-map')]
+    model, read, alive, most = spec.load(taps), FrozenDiffusion.read, [], []
+
+    def watched(self, latent, noise, timestep, visit):
+        def see(tap, value):
+            alive.append(weakref.ref(value))
+            held = {id(one): one.nbytes for one in (reference() for reference in alive) if one is not None}
+            most.append((sum(held.values()), value.nbytes))
+            visit(tap, value)
+
+        read(self, latent, noise, timestep, see)
+
+    monkeypatch.setattr(FrozenDiffusion, 'read', watched)
+    model.read(IMAGES, torch.zeros_like(IMAGES), 0.0, lambda tap, value: None)
+    alone, most[:] = list(most), []
+    result = sweep(model, batches(6), [0.0], [HighFrequencyRatio()])
+    assert len(taps) == len(result.scores['HFR (sigma 0.25)']) == len(most) > 30
+    assert most == alone
+    # All of them at once would be many times as much.
+    assert 4 * max(held for held, _ in most) < sum(size for _, size in most)
+
+
 def test_images_until_the_choice_is_stable():
     model, criteria = make_model(), [HighFrequencyRatio()]
     portions = [
@@ -296,7 +331,7 @@ def test_coarse_to_fine_encodes_once_and_says_what_it_did():
         assert abs(fast.choice(label) - whole.choice(label)) <= 20
     else:
         assert fast.timesteps == whole.timesteps
-    with pytest.raises(InputError, match=r"search='fast' is not known; choose from: sweep, coarse-to-fine"):
+    with pytest.raises(InputError, match=r"search='fast' is not known; choose from: sweep, coarse-to-fine, racing"):
         run(Search(model, timesteps, criteria), [batches(6)], 'fast')
     with pytest.raises(InputError, match=r"coarse-to-fine' finds one timestep"):
         run(Search(model, timesteps, criteria, num_timesteps=2, keep=True), [batches(6)], 'coarse-to-fine')

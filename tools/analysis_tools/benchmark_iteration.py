@@ -8,8 +8,6 @@ import resource
 import statistics
 import time
 
-import torch
-
 import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
 from mmaselect import cli
 
@@ -26,6 +24,7 @@ def parse_args():
 
 
 def random_batch(args, num_classes):
+    import torch
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
@@ -39,6 +38,8 @@ def random_batch(args, num_classes):
 
 
 def memory():
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -46,6 +47,7 @@ def memory():
 
 def main():
     args = parse_args()
+    import torch
     from mmengine.model.utils import revert_sync_batchnorm
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import MODELS, init_default_scope

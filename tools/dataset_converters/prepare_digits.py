@@ -3,11 +3,6 @@
 import argparse
 from pathlib import Path
 
-import cv2
-import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-
 from mmaselect.files import atomic_path
 
 
@@ -15,6 +10,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('out', nargs='?', default='data/digits', help='folder to write train/ and test/ into')
     args = parser.parse_args()
+    import cv2
+    import numpy as np
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     # 8x8 scans with ink from 0 to 16.
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)

@@ -12,14 +12,8 @@ import re
 import tempfile
 from pathlib import Path
 
-import torch
-
 import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
 from mmaselect import cli
-from mmaselect.diffusion.families import DiT
-from mmaselect.diffusion.families.dit import FREQUENCY_SHIFT
-from mmaselect.diffusion.families.sit import DATA_TIME, PATH_NAMES, PATH_TYPE
-from mmaselect.diffusion.loading import read_pickle, unwrap
 from mmaselect.errors import InputError, one_line
 from mmaselect.files import write_json
 
@@ -58,6 +52,8 @@ FOREIGN = {
 
 def read_checkpoint(path):
     """Reads the tensors, of a training checkpoint the averaged ones, and the arguments of the training."""
+    from mmaselect.diffusion.loading import read_pickle, unwrap
+
     path = Path(path)
     if not path.is_file():
         raise InputError(f'checkpoint={str(path)!r} is not a file')
@@ -97,6 +93,8 @@ def with_null_class(table, classes, null):
             '--null-class zero or --null-class mean to use that embedding in its place, or --num-classes if the last '
             'row is the null class'
         )
+    import torch
+
     row = torch.zeros_like(table[:1]) if null == 'zero' else table.mean(0, keepdim=True)
     return torch.cat([table, row])
 
@@ -122,6 +120,8 @@ def infer_config(tensors, heads):
 
 def describe_process(tensors, stored, args):
     """What SiT's config says of time and path: of the flags, the training's own arguments and known projects."""
+    from mmaselect.diffusion.families.sit import DATA_TIME, PATH_NAMES, PATH_TYPE
+
     project = next((name for head, name in PROJECTS.items() if any(key.startswith(head) for key in tensors)), None)
     time = args.data_time
     if time is None and project:
@@ -135,6 +135,8 @@ def describe_process(tensors, stored, args):
 
 def check_positions(table, there):
     """Refuses a position table that is not DiT's, at the precision of the file."""
+    import torch
+
     tolerance = max(1e-4, torch.finfo(there.dtype).eps)
     if table.shape != there.shape or not torch.allclose(table, there.float(), atol=tolerance, rtol=0):
         raise InputError('checkpoint has a position table that is not the sine-cosine one of DiT')
@@ -174,9 +176,14 @@ def main():
         'extra heads)',
     )  # fmt: skip
     parser.add_argument(
-        '--path-type', choices=list(PATH_NAMES), help='path of a SiT; default: what the training stored'
+        '--path-type',
+        choices=['Linear', 'linear', 'GVP', 'cosine', 'VP'],
+        help='path of a SiT; default: what the training stored',
     )
     args = parser.parse_args()
+    from mmaselect.diffusion.families import DiT
+    from mmaselect.diffusion.families.dit import FREQUENCY_SHIFT
+
     tensors, stored = read_checkpoint(args.checkpoint)
     refuse_others(tensors)
     for name in NEEDED:

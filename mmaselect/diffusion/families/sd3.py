@@ -44,6 +44,7 @@ class SD3(Family):
     }
     # 77 of CLIP and 256 of T5, as diffusers' pipeline has them.
     prompt_tokens = 333
+    files_hold_all = True
     sites, normalised_sites = block_sites('attn', item=1)
 
     @classmethod
