@@ -36,7 +36,10 @@ def needs_torch(least, what):
 
 
 #: What takes longest is begun first, so that neither of two workers waits for the other at the end.
-LONGEST = ('test_tools', 'test_faults', 'test_configs', 'test_evaluation', 'test_cache', 'test_disks', 'test_toolboxes')
+LONGEST = (
+    'test_tools', 'test_faults', 'test_configs', 'test_evaluation', 'test_segmentation', 'test_matcher', 'test_hook',
+    'test_disks', 'test_toolboxes',
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
@@ -311,3 +314,12 @@ def options(data, **more):
         **more,
     }
     return ['--cfg-options', *(f'{key}={value}' for key, value in values.items())]
+
+
+@pytest.fixture(scope='session')
+def trained(digits, tmp_path_factory):
+    """Three epochs of the demo's config: the work directory, which stays as it is, and what was printed."""
+    folder = tmp_path_factory.mktemp('trained') / 'run'
+    done = run_tool('train.py', DEMO, '--work-dir', folder, *options(digits))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout

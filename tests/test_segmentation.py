@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, launch, run_script, run_tool
+from conftest import ROOT, run_script, run_tool, start_ranks
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
@@ -190,8 +190,9 @@ def test_label_maps_and_test_time_augmentation(trained, streets, tmp_path):
 
 def test_two_ranks_on_a_cpu_have_ordinary_batch_norm(streets, tmp_path):
     settings = options(streets, **{'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2})
-    done = launch('dist_train.sh', CONFIG, 2, '--work-dir', tmp_path, *settings)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert len(scores(done.stdout)) == 1
+    ranks = start_ranks(2, 'train.py', CONFIG, '--work-dir', tmp_path, *settings)
+    printed = [''.join(process.communicate()) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], printed[0][-3000:]
+    assert len(scores(printed[0])) == 1
     state = torch.load(tmp_path / 'iter_2.pth', weights_only=True)['state_dict']
     assert state['decode_head.fpn_bottleneck.bn.num_batches_tracked'] == 2

@@ -16,22 +16,13 @@ import time
 import pytest
 import torch
 from conftest import DEMO as CONFIG
-from conftest import ROOT, accuracies, error_line, launch, options, run_tool, start_tool
+from conftest import ROOT, accuracies, error_line, launch, options, run_tool, start_ranks, start_tool
 from mmengine.registry import DefaultScope
 from safetensors import safe_open
 
 from mmaselect.diffusion.recipe import digest
 
 EPOCHS = re.compile(r'Epoch\(train\)\s+\[\s*(\d+)\]')
-
-
-@pytest.fixture(scope='module')
-def trained(digits, tmp_path_factory):
-    """One finished training run: its folder and what it printed."""
-    folder = tmp_path_factory.mktemp('run')
-    done = run_tool('train.py', CONFIG, '--work-dir', folder, *options(digits))
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, done.stdout
 
 
 def test_training_selects_trains_and_saves_little(trained):
@@ -240,9 +231,10 @@ def test_two_processes_choose_as_one(digits, tmp_path, trained):
         assert together[key] == alone[key], key
     for label, curve in alone['scores'].items():
         assert together['scores'][label] == pytest.approx(curve, rel=1e-4)
-    tested = launch('dist_test.sh', CONFIG, tmp_path / 'epoch_1.pth', 2, '--work-dir', tmp_path / 'test', *settings)
-    assert tested.returncode == 0, tested.stderr[-3000:]
-    assert accuracies(tested.stdout)[-1] == accuracies(done.stdout)[-1]
+    ranks = start_ranks(2, 'test.py', CONFIG, tmp_path / 'epoch_1.pth', '--work-dir', tmp_path / 'test', *settings)
+    tested = [''.join(process.communicate()) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], tested[0][-3000:]
+    assert accuracies(tested[0])[-1] == accuracies(done.stdout)[-1]
     shards = list((tmp_path / 'cache').glob('*/*.safetensors'))
     counts = []
     for shard in shards:
@@ -340,6 +332,25 @@ def test_slurm_scripts_pass_their_arguments_on(tmp_path, script, arguments, expe
     assert words[:4] == ['-p', 'part', '--job-name=job', '--gres=gpu:8']
     assert '--ntasks=16' in words
     assert words[-len(expected) :] == expected
+
+
+@pytest.mark.parametrize(
+    'script,arguments,expected',
+    [
+        ('dist_train.sh', ['c.py', '2', '--resume', 'x y'], ['train.py', 'c.py', '--resume', 'x y']),
+        ('dist_test.sh', ['c.py', 'a.pth', '2', '--out', 'x y'], ['test.py', 'c.py', 'a.pth', '--out', 'x y']),
+    ],
+)
+def test_launchers_pass_their_arguments_on(tmp_path, script, arguments, expected):
+    (tmp_path / 'python').write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done\n')
+    (tmp_path / 'python').chmod(0o755)
+    environment = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}'}
+    command = ['bash', str(ROOT / 'tools' / script), *arguments]
+    words = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.splitlines()
+    assert words[:3] == ['-m', 'torch.distributed.run', '--nnodes=1']
+    assert '--nproc_per_node=2' in words
+    tool, *rest = expected
+    assert words[words.index(f'{ROOT}/tools/{tool}') + 1 :] == [*rest, '--launcher', 'pytorch']
 
 
 @pytest.mark.parametrize('path', ['', '/home/me/project'])

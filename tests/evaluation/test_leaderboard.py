@@ -21,22 +21,13 @@ from mmaselect.evaluation.leaderboard import FORMATS, make_leaderboard, read_pub
 from mmaselect.evaluation.runs import METRICS, Incomplete, find_runs, parse_config, read_run
 
 
-@pytest.fixture(scope='module')
-def original(digits, tmp_path_factory):
-    """Three epochs of the demo."""
-    folder = tmp_path_factory.mktemp('runs') / 'seed-0'
-    done = run_tool('train.py', DEMO, '--work-dir', folder, *options(digits))
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, done.stdout
-
-
 @pytest.fixture
-def copy(original, tmp_path):
+def copy(trained, tmp_path):
     """Returns a function that copies the run and gives its folder, and those of its parts that tests change."""
 
     def make(name):
         folder = tmp_path / name
-        shutil.copytree(original[0], folder)
+        shutil.copytree(trained[0], folder)
         return folder
 
     return make
@@ -71,8 +62,8 @@ def reason(folder):
     return str(caught.value)
 
 
-def test_a_run_says_what_it_did(original):
-    folder, printed = original
+def test_a_run_says_what_it_did(trained):
+    folder, printed = trained
     run = read_run(folder)
     selection = json.loads((folder / 'selection.json').read_text())
     assert run.name == DEMO.stem
@@ -124,7 +115,7 @@ def test_other_settings_are_another_entry(copy, tmp_path):
     assert table.entries[1].deviation is None
 
 
-def test_a_validation_that_was_made_up_for_counts(copy, original, digits):
+def test_a_validation_that_was_made_up_for_counts(copy, trained, digits):
     """By ``--resume`` of a run that was killed in its last validation; under the same settings alone."""
     killed = copy('killed')
     edit_lines(killed, lambda line: None if 'accuracy/top1' in line and line['step'] == 3 else line)
@@ -132,7 +123,7 @@ def test_a_validation_that_was_made_up_for_counts(copy, original, digits):
     assert reason(killed) == 'no validation after its last epoch, 3'
     done = run_tool('train.py', DEMO, '--work-dir', killed, '--resume', *options(digits))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert read_run(killed).value == read_run(original[0]).value
+    assert read_run(killed).value == read_run(trained[0]).value
     (second,) = [path for path in killed.glob('*/vis_data') if path != first]
     edit(second / 'config.py', lambda text: text.replace('batch_size=8', 'batch_size=9'))
     assert reason(killed) == 'no validation after its last epoch, 3'
