@@ -209,7 +209,10 @@ def make_coco(root):
         content = {'images': [], 'annotations': [], 'categories': categories}
         for index in range(COUNT):
             height, width = ((120, 100), (90, 140))[index % 2]
-            image = np.random.default_rng(seed + index).integers(0, 60, (height, width, 3), np.uint8)
+            generator = np.random.default_rng(seed + index)
+            # Each has a colour of its own: else nothing would tell one from another.
+            image = generator.integers(0, 30, (height, width, 3), np.uint8)
+            image += generator.integers(0, 45, 3, np.uint8)
             name, box = f'{seed + index:012d}.jpg', [10 + 5 * index, 20, 40, 48]
             if index < COUNT - 1:
                 image[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] += 180
