@@ -166,7 +166,8 @@ class ASelectDiT(BaseModule):
         # On the meta device only shapes are asked for (tests and tools build the largest models there).
         if torch.empty(()).device.type != 'meta':
             self._frozen.model = self.spec.load(all_taps(self.alternatives))
-        self.register_state_dict_post_hook(_save_choice)
+        # The name that all versions of torch have.
+        self._register_state_dict_hook(_save_choice)
 
     # --- the frozen model and the chosen timestep --------------------------------------------------------------------
 
