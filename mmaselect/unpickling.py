@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import codecs
 import pickle
+from _compat_pickle import IMPORT_MAPPING  # from names of Python 2, which torch writes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-#: Before torch 2.6: by the name that a pickle has for it.
-_ADMITTED: dict[str, Any] = {}
+#: Before torch 2.6: by the name that a pickle has for it. The first makes bytes of numpy's scalars; torch has it since
+#: 2.4.
+_ADMITTED: dict[str, Any] = {'_codecs.encode': codecs.encode}
+#: The unpickler whose steps can be checked.
+_Python: Any = pickle._Unpickler
 
 
 def _known() -> dict[str, Any]:
     return {**torch._weights_only_unpickler._get_allowed_globals(), **_ADMITTED}
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]  # the one in Python: its steps can be checked
+class _Unpickler(_Python):
     """Makes what torch's own one makes, and what was admitted."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch = dict(_Python.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
-        known = _known()
+        known, module = _known(), IMPORT_MAPPING.get(module, module)
         if f'{module}.{name}' not in known:
             raise pickle.UnpicklingError(f'Weights only load failed: Unsupported global: GLOBAL {module}.{name}')
         return known[f'{module}.{name}']
@@ -45,7 +51,7 @@ class _Module:
         return _Unpickler(file, encoding=encoding).load()
 
 
-def admit(entries: list[tuple[Any, str]]) -> None:
+def admit(entries: Sequence[tuple[Any, str]]) -> None:
     """Admits classes and functions, for all of the process.
 
     Before torch 2.6 there is no list that could hold functions under other names. There torch's restricted unpickler
@@ -54,8 +60,8 @@ def admit(entries: list[tuple[Any, str]]) -> None:
     Args:
         entries: What is made or called, and the name that a pickle has for it.
     """
-    if torch.__version__ >= (2, 6):
-        torch.serialization.add_safe_globals(entries)
+    if torch.__version__ >= '2.6':
+        torch.serialization.add_safe_globals(list(entries))
     else:
         _ADMITTED.update((name, value) for value, name in entries)
-        torch.serialization._weights_only_unpickler = _Module
+        torch.serialization._weights_only_unpickler = _Module  # type: ignore[assignment]

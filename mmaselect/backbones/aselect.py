@@ -167,7 +167,8 @@ class ASelectDiT(BaseModule):
         if torch.empty(()).device.type != 'meta':
             self._frozen.model = self.spec.load(all_taps(self.alternatives))
             self._frozen.model.settle_on(self.configured_timesteps or ())
-        self.register_state_dict_post_hook(_save_choice)
+        # The name that all versions of torch have.
+        self._register_state_dict_hook(_save_choice)
 
     # --- the frozen model and the chosen timestep --------------------------------------------------------------------
 

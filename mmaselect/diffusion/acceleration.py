@@ -16,7 +16,7 @@ try:
 except ModuleNotFoundError:  # before torch 2.3
     from torch.backends.cuda import SDPBackend, sdp_kernel
 
-    def sdpa_kernel(backend: SDPBackend) -> AbstractContextManager:
+    def sdpa_kernel(backend: SDPBackend) -> AbstractContextManager:  # type: ignore[misc]
         """Allows one kernel."""
         order = (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION)
         return sdp_kernel(*(backend == one for one in order))

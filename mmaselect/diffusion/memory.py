@@ -29,7 +29,7 @@ SHARE = 0.5
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error says that memory is used up, on an accelerator or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or 'DefaultCPUAllocator: can' in str(error)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or 'DefaultCPUAllocator: can' in str(error)
 
 
 @torch.no_grad()

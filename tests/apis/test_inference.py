@@ -215,7 +215,7 @@ def test_an_image_that_is_not_finite_is_named_by_extract_and_select(monkeypatch)
 
     def crowded(self, images, *rest):
         if len(images) > 4:
-            raise torch.OutOfMemoryError
+            raise torch.cuda.OutOfMemoryError
         return read_images(self, images, *rest)
 
     monkeypatch.setattr(FrozenDiffusion, 'encode', broken)

@@ -15,7 +15,7 @@ from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError
 
 OUT_OF_MEMORY = {
-    'accelerator': torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB'),
+    'accelerator': torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB'),
     'cpu': RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
 }
 

@@ -445,8 +445,8 @@ def run_out_of_memory(monkeypatch, model, most, error, passes):
 @pytest.mark.parametrize(
     'strategy,error',
     [
-        ('sweep', torch.OutOfMemoryError('CUDA out of memory.')),
-        ('coarse-to-fine', torch.OutOfMemoryError('CUDA out of memory.')),
+        ('sweep', torch.cuda.OutOfMemoryError('CUDA out of memory.')),
+        ('coarse-to-fine', torch.cuda.OutOfMemoryError('CUDA out of memory.')),
         (
             'sweep',
             RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
@@ -490,7 +490,7 @@ def test_a_batch_that_does_not_fit_memory_is_halved(strategy, error, monkeypatch
 
 def test_one_group_that_does_not_fit_memory(monkeypatch):
     model = make_model()
-    run_out_of_memory(monkeypatch, model, 3, torch.OutOfMemoryError('CUDA out of memory.'), passes=1)
+    run_out_of_memory(monkeypatch, model, 3, torch.cuda.OutOfMemoryError('CUDA out of memory.'), passes=1)
     with pytest.raises(InputError, match='4 images, which must stay together, do not fit memory'):
         run(Search(model, TIMESTEPS, [HighFrequencyRatio()]), [all_at_once()])
 
