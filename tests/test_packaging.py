@@ -25,6 +25,9 @@ def test_the_wheel_holds_configs_tools_and_the_embedded_model(wheel):
         assert expected <= names
     model = 'mmaselect/assets/dit-nano_digits/transformer'
     assert {f'{model}/config.json', f'{model}/diffusion_pytorch_model.safetensors'} <= names
+    pages = {f'mmaselect/pages/templates/{path.name}' for path in (ROOT / 'mmaselect/pages/templates').iterdir()}
+    assert len(pages) == 6
+    assert pages <= names
     # Type checkers read annotations of packages that say they have them.
     assert 'mmaselect/py.typed' in names
     assert not [name for name in names if name.startswith('tests')]
