@@ -16,9 +16,8 @@ __all__ = ['__version__', 'extract', 'load', 'select']
 TOOLS = (Path(__file__).parents[1] / 'tools', Path(__file__).parent / '.mim' / 'tools')
 
 # What a tool of ours says of its arguments takes none of this, nor the seconds that it takes.
-if '--help' not in sys.argv or not any(
-    folder in (Path(sys.argv[0]).absolute(), Path(sys.argv[0])).parents for folder in TOOLS
-):
+_program = Path(sys.argv[0] if sys.argv else '').absolute()
+if '--help' not in sys.argv or not any(folder in _program.parents for folder in TOOLS):
     from mmaselect import compat
 
     # The registries must not be touched before the repairs.
