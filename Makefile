@@ -1,14 +1,11 @@
 # make demo   sets up and runs the demo          make test   sets up and passes the tests
 # make soak   runs the harnesses in full          make lint   ruff
 # make docs   builds docs/_build/html      make docs-links checks its links to other sites, too
-# make lowest runs the tests with the lowest versions that setup.py admits, on Python 3.9 (LOWEST_PYTHON=...)
+# make lowest runs the tests with the lowest versions that setup.py admits
 # make newest installs README's pip line as a user would and tries what README shows; FULL=1 runs all tests, too
 # make clean  removes what the others made
 # In CI, make test runs lowest and newest as well. requirements/README.md says what each set of versions is for.
 PYTHON ?= python3
-# Python 3.9, where it runs: by its name, or by pyenv, whose shim is there without it.
-LOWEST_PYTHON ?= $(shell for python in python3.9 'env PYENV_VERSION=3.9 python3.9' $(PYTHON); do \
-	if $$python -c '' 2> /dev/null; then echo "$$python"; break; fi; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -87,13 +84,11 @@ lint: $(STAMP)
 
 $(STAMP): CONSTRAINTS := requirements/constraints.txt
 $(STAMP): EXTRAS := $(EXTRAS),docs
-$(STAMP): BASE = $(PYTHON)
 $(LOWEST)/.installed: CONSTRAINTS := requirements/lowest.txt
-$(LOWEST)/.installed: BASE = $(LOWEST_PYTHON)
 # The stamp is touched last, so that an interrupted installation is taken up again.
 # torch first and alone: with it installed, what depends on it does not pull another build.
 %/.installed: $(INPUTS)
-	test -x $*/bin/python || $(BASE) -m venv $*
+	test -x $*/bin/python || $(PYTHON) -m venv $*
 	$*/bin/python -m pip install -q -c $(CONSTRAINTS) 'setuptools<81' wheel
 	$*/bin/python -m pip install -q -c $(CONSTRAINTS) torch
 	$*/bin/python -m pip install -q -c $(CONSTRAINTS) --no-build-isolation -e '.[$(EXTRAS)]'

@@ -50,11 +50,14 @@ def list_settings(hook):
     One search has one kind of views, which all its criteria share.
     """
     base, views = hook.config, hook.config.get('views', {})
-    varied = {name: {f'{name}={one}': dict(base, **{name: one}) for one in SETTINGS[name]} for name in SETTINGS}
-    changed = [
+    same_views = {
+        f'{name}={one}': dict(base, **{name: one}) for name in ('pool', 'shrinkage') for one in SETTINGS[name]
+    }
+    # Apart, because cells times views times images are kept for every tap and timestep.
+    changed = [(hook.num_images, {f'num_views={one}': dict(base, num_views=one)}) for one in SETTINGS['num_views']]
+    changed += [
         (hook.num_images, {f'views with {one}': dict(base, views={**views, **one})}) for one in SETTINGS['views']
     ]
-    same_views = {name: entry for key in varied if key != 'views' for name, entry in varied[key].items()}
     numbers = [(number, {'num_images': base}) for number in IMAGES if number != hook.num_images]
     return [(hook.num_images, {'as configured': base, **same_views}), *changed, *numbers]
 
