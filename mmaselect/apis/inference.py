@@ -174,7 +174,7 @@ def select(
         compare: Computed beside it; None for the paper's HFR.
         num_images: How many to draw, None for all, ``'auto'`` for as many as ``stability`` needs.
         num_timesteps: How many timesteps to choose.
-        search: ``'sweep'``, ``'coarse-to-fine'`` or ``'racing'``, see :func:`~mmaselect.selection.search.run`.
+        search: ``'sweep'``, ``'coarse-to-fine'`` or ``'racing'``, see docs/en/select.md.
         stability: Share of bootstrap resamples that must agree, for ``num_images='auto'``.
         labels: Class of each image, for ``FisherScore``.
         noise: That of the features that will be used, see :func:`extract`: the best timestep depends on it.
