@@ -6,8 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 
 @dataclass(frozen=True)
 class ThreadPlan:
@@ -77,6 +75,8 @@ def set_threads(cfg: Mapping, device: str) -> ThreadPlan:
         The plan.
     """
     loader = cfg.get('train_dataloader') or cfg.get('test_dataloader') or {}
+    import torch
+
     plan = thread_plan(loader.get('num_workers', 0), device)
     torch.set_num_threads(plan.threads)
     return plan

@@ -101,7 +101,8 @@ VIEWS |= {
 }
 CACHE = {
     'dir': ['', None, 3, []],
-    'dtype': ['int8', None, 3],
+    'dtype': ['int8', 3],
+    'pool': ['yes', 3, None],
     'views': NOT_COUNTS,
     'max_gb': [0, -1, 'x', True, math.nan],
     'batch_size': [0, -1, 1.5, 'x', True],

@@ -75,7 +75,7 @@ def test_it_says_what_was_found_and_where(demos):
     assert f'timestep {selection["timestep"]:g} of block 3, output' in text
     head = float(re.search(r'([\d.]+) % of the test images are right', text)[1])
     assert head > 50
-    picture = re.search('picture: (.*);', text)[1]
+    picture = re.search('picture: ([^;]*);', text)[1]
     assert (demos.folder / 'demo.png').samefile(picture)
     probes = json.loads((demos.folder / 'probes.json').read_text())
     assert [entry['request']['noise'] for entry in probes] == ['fixed', 'fresh']

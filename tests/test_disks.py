@@ -59,7 +59,7 @@ def test_a_full_disk_keeps_the_last_selection(disk, digits):
     done = run_tool('select_timestep.py', DEMO, '--work-dir', work, *settings)
     assert done.returncode == 0, done.stderr[-2000:]
     before = results(work)
-    assert set(before) == {'selection.json', 'selection.png'}
+    assert set(before) == {'selection.json', 'selection.png', 'decomposition.json'}
     # Enough for logs, too little for a picture.
     disk.fill(24_000)
     done = run_tool('select_timestep.py', DEMO, '--work-dir', work, '--seed', '1', *settings)
@@ -76,7 +76,7 @@ def test_a_full_disk_keeps_the_last_selection(disk, digits):
 def test_a_cache_is_refused_before_it_is_begun(disk, digits, tmp_path):
     done = run_tool(
         'cache_features.py', DEMO, '--work-dir', tmp_path / 'work', '--dir', disk.path / 'cache',
-        *options(digits, **{'model.backbone.timestep': 0}),
+        *options(digits, **{'model.backbone.timestep': 0, 'model.backbone.cache.pool': False}),
     )  # fmt: skip
     line = last_line(done)
     assert 'GB free, but the features would take 0.00246 GB: take fewer views' in line

@@ -126,7 +126,8 @@ def test_the_commands(run, project):
         args = [values.get(arg, arg) for arg in args]
         printed.append(run(name, *args, '--work-dir', 'ours', *options))
     selected, trained, tested = printed
-    assert re.search(r'^timestep \d+, block 12, query -> .*ours/selection.json, selection.png$', selected, re.MULTILINE)
+    said = r'^timestep \d+, block 12, query -> .*ours/selection.json, selection.png, report.html$'
+    assert re.search(said, selected, re.MULTILINE)
     assert (run.folder / 'ours' / 'selection.png').read_bytes().startswith(b'\x89PNG')
     accuracies = [re.findall(r'accuracy/top1: ([\d.]+)', text)[-1] for text in (trained, tested)]
     assert accuracies[0] == accuracies[1]
@@ -160,4 +161,5 @@ def test_an_unknown_command_is_one_line(run):
     done = subprocess.run([shutil.which('mmaselect', path=Path(sys.executable).parent), 'slect'],
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.startswith('error: mmaselect slect: there is no such command; choose from: select, train, test')
+    choices = 'select, extract, train, test'
+    assert done.stderr.startswith(f'error: mmaselect slect: there is no such command; choose from: {choices}')

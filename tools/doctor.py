@@ -5,11 +5,12 @@ import sys
 
 import mmaselect  # noqa: F401  (repairs the stack before anything else is imported)
 from mmaselect import cli
-from mmaselect.doctor import examine
 
 
 def main():
     argparse.ArgumentParser(description=__doc__).parse_args()
+    from mmaselect.doctor import examine
+
     broken = 0
     for finding in examine():
         print(finding, flush=True)

@@ -53,7 +53,7 @@ def test_a_selection_brings_timestep_and_tap(digits, tmp_path):
     'arguments, said',
     (
         ([DEMO], 'timestep is open: give --timestep, or --selection'),
-        ([NANO, '--timestep', '1001'], 'timestep=1001.0 is not a timestep'),
+        ([DEMO, '--timestep', '1001'], 'timestep=1001.0 is not a timestep'),
         ([NANO, '--selection', 'nowhere.json'], "--selection 'nowhere.json' is not a file"),
     ),
 )

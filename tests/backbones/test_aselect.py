@@ -92,7 +92,10 @@ def test_nothing_of_the_frozen_model_can_be_trained_or_saved():
     model.train()
     assert not model[0].diffusion.training
     wrapper.update_params(model[1](model[0](images())[0]).square().mean())
-    assert all(torch.equal(value, before[name]) for name, value in model[0].diffusion.state_dict().items())
+    # The timestep is fixed: what feeds constants alone has gone.
+    left = {name: value for name, value in model[0].diffusion.state_dict().items() if value.numel()}
+    assert 0.5 < len(left) / len(before) < 1
+    assert all(torch.equal(value, before[name]) for name, value in left.items())
     assert not model[0](images())[0].requires_grad
     for state in (model.state_dict(), get_state_dict(model)):
         assert set(state) == {'0.timestep', '0.recipe', '0.taps', '1.weight', '1.bias'}
