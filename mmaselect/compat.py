@@ -140,13 +140,14 @@ class _Watch:
     """Finder that repairs one module's import; it goes as soon as that import has ended, one way or the other."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.watches = name
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """Finds the module as the other finders do, and puts a loader in between that tries twice."""
-        if name != self.name:
+        if name != self.watches:
             return None
-        others = (finder for finder in list(sys.meta_path) if finder is not self)
+        # Another copy of this module has classes of its own: two watches of one import would ask each other for ever.
+        others = (finder for finder in list(sys.meta_path) if getattr(finder, 'watches', None) != name)
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _TriesTwice(self, spec.loader)  # type: ignore[assignment]
@@ -171,7 +172,7 @@ class _TriesTwice:
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
-        repair = REPAIRS[self._watch.name]
+        repair = REPAIRS[self._watch.watches]
         try:
             self._loader.exec_module(module)
         except Exception as error:
@@ -183,7 +184,7 @@ class _TriesTwice:
 
 def watch_imports() -> None:
     """Has the imports of :data:`REPAIRS` watched, unless they have succeeded already."""
-    watched = {finder.name for finder in sys.meta_path if isinstance(finder, _Watch)}
+    watched = {getattr(finder, 'watches', None) for finder in sys.meta_path}
     for name in REPAIRS:
         if name not in sys.modules and name not in watched:
             sys.meta_path.insert(0, _Watch(name))

@@ -28,6 +28,12 @@ class ShardedOnCPU(MMFullyShardedDataParallel):
         super().__init__(*args, device_id=torch.device('cpu'), **kwargs)
 
 
+def sums(backbone: torch.nn.Module) -> dict[str, float]:
+    """Of the values of each frozen parameter that is there."""
+    parameters = backbone.diffusion.named_parameters()
+    return {name: value.double().abs().sum().item() for name, value in parameters if value.numel()}
+
+
 def main(config: str, strategy: str, out: str) -> None:
     """Trains, and reports."""
     cfg = Config.fromfile(config)
@@ -43,7 +49,7 @@ def main(config: str, strategy: str, out: str) -> None:
         timestep=backbone.timestep,
         # As the wrapper sees them: of a sharded model flat ones, of which each rank has its share.
         parameters={name: parameter.numel() for name, parameter in runner.model.named_parameters()},
-        frozen=sum(parameter.double().abs().sum().item() for parameter in backbone.diffusion.parameters()),
+        frozen=sums(backbone),
         device=str(backbone.diffusion.device),
         identity=backbone.identity.hex(),
     )

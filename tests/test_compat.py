@@ -36,9 +36,11 @@ importlib.machinery.PathFinder.find_spec = classmethod(
 """
 
 
-#: Loads compat alone: the package would apply it at once.
+#: Loads compat alone: the package would apply it at once. What compat imports of it comes from an empty one.
 COMPAT = f"""
-import importlib.util, sys
+import importlib.util, sys, types
+sys.modules['mmaselect'] = types.ModuleType('mmaselect')
+sys.modules['mmaselect'].__path__ = [{os.path.dirname(compat.__file__)!r}]
 spec = importlib.util.spec_from_file_location('compat', {compat.__file__!r})
 compat = importlib.util.module_from_spec(spec)
 sys.modules['compat'] = compat
@@ -67,12 +69,25 @@ def test_torchvision_whose_library_does_not_load_is_repaired():
         import torchvision, torchvision.transforms.functional as functional
         assert callable(torch.ops.torchvision.nms)
         print(functional.hflip(torch.arange(3.)[None, None]).flatten().tolist())
-        assert 'torchvision' not in [getattr(one, 'name', None) for one in sys.meta_path]
+        assert 'torchvision' not in [getattr(one, 'watches', None) for one in sys.meta_path]
     """
     # A look at whether it is installed, as diffusers takes one, is no import.
     for first in ('import sys', 'import sys, importlib.util; assert importlib.util.find_spec("torchvision")'):
         done = python(NO_LIBRARY + textwrap.dedent(code.format(first=first)))
         assert done.stdout.strip() == '[2.0, 1.0, 0.0]', done.stderr
+
+
+def test_two_copies_of_it_do_not_ask_each_other():
+    done = python(f"""{NO_LIBRARY}{COMPAT}
+compat.watch_imports()
+{COMPAT}
+compat.watch_imports()
+watched = [one.watches for one in sys.meta_path if hasattr(one, 'watches')]
+assert sorted(watched) == sorted(compat.REPAIRS), watched
+sys.meta_path.insert(0, compat._Watch('torchvision'))
+import torchvision
+""")
+    assert done.returncode == 0, done.stderr
 
 
 def test_another_failure_of_torchvision_is_not_hidden(tmp_path):
@@ -118,7 +133,8 @@ def test_a_healthy_stack_keeps_no_trace(tmp_path):
         import torchvision, mmcv.ops, pkg_resources, mmpretrain.models.multimodal
         from mmengine.dist import utils
         from mmengine.model import MMDistributedDataParallel
-        sys.modules.pop('compat', None)
+        for name in ('compat', 'mmaselect', 'mmaselect.unpickling'):
+            sys.modules.pop(name, None)
         watched = (torchvision, mmcv.ops, mmcv._ext, pkg_resources, mmpretrain.models.multimodal)
         print(json.dumps(dict(
             operators=sorted(torch._C._dispatch_get_all_op_names()),

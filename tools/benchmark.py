@@ -6,6 +6,7 @@ scaled down to fit a CPU: nothing needs to be downloaded.
 """
 
 import argparse
+import copy
 import ctypes
 import functools
 import gc
@@ -319,12 +320,14 @@ def bench_family(args, name, arch, named):
     from mmaselect.diffusion.loading import initialise
     from mmaselect.diffusion.network import to_map
 
-    words = {} if name in ('DiT', 'SiT', 'ADM') else dict(prompt='zeros')
-    spec = DiffusionSpec(type=name, arch=arch, latent='pixels', device=args.device, **words)
+    spec, read = DiffusionSpec(type=name, arch=arch), {}
     (taps,) = spec.alternatives(None, 'query', named)
-    # The same weights: both depend on the seed and the names alone.
-    model, full, read = spec.load(taps).family, spec.family.build(spec.config).eval(), {}
+    full = spec.family.build(spec.config).eval()
     initialise(full, spec.seed)
+    # The network alone, with the same weights: the VAE is not timed, and some of these latents have no known one.
+    prompt = zero_prompt(spec.family.prompt_widths(full.config), spec.family.prompt_tokens)
+    process = spec.family.make_process({}, spec.shift, spec.config)
+    model = spec.family(copy.deepcopy(full), taps, process, prompt=prompt or None).to(args.device)
     full.to(args.device)
     for tap, site in spec.family.find(full, taps, False).items():
         layer = full.get_submodule(site.module)

@@ -41,7 +41,8 @@ class SampleForm:
             InputError: If it holds something that is neither a tensor nor pixels.
         """
         packed = {}
-        for key, value in sample.items():
+        # Its keys are a set, whose order is another in each process.
+        for key, value in sorted(sample.items()):
             content = getattr(value, 'data', None) if isinstance(value, BaseDataElement) else value
             if not isinstance(content, Tensor) or self.fields.get(key, ...) not in (None, type(value)):
                 raise InputError(
