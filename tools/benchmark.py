@@ -430,12 +430,12 @@ def bench_joint(args, folder):
     from mmaselect.selection.instance import InstanceInformation
     from mmaselect.selection.search import Search, run
 
-    spec = DiffusionSpec(type='UNet', arch=UNET, prompt='zeros', latent='pixels', device=args.device)
+    # Of three channels in place of a latent's four, so that a selection reads images as they are, without a VAE.
+    arch = dict(UNET, in_channels=3)
+    spec = DiffusionSpec(type='UNet', arch=arch, prompt='zeros', latent='pixels', device=args.device)
     taps = [tap for tap in spec.family.known_taps(spec.config) if not tap.component.endswith('-map')]
     model = spec.load(taps)
-    images = torch.randn(4, 3, args.size // 8, args.size // 8)
-    # The latent's own channels, not an image's.
-    images = torch.cat([images, images[:, :1]], 1).to(args.device)
+    images = torch.randn(4, 3, args.size // 8, args.size // 8).to(args.device)
     rows = []
     for criterion in (HighFrequencyRatio(sigma=0.25), InstanceInformation()):
         views = getattr(criterion, 'num_views', 1)
