@@ -237,8 +237,8 @@ def bench_unet(args, folder):
     ]  # fmt: skip
 
 
-def bench_encoder(args, folder):
-    """The encoder's share of a pass of SD3.5-medium at 512 pixels: multiply-adds, counted on the meta device."""
+def count_at_512():
+    """Multiply-adds of SD3.5-medium for 512 pixels: its blocks up to ``BLOCK``, its encoder, the tiny one."""
     from diffusers import AutoencoderKL, AutoencoderTiny
 
     from mmaselect.diffusion.families import SD3
@@ -250,11 +250,15 @@ def bench_encoder(args, folder):
         prompt = {name: value.to('meta') for name, value in zero_prompt(widths, SD3.prompt_tokens).items()}
         family = SD3(SD3.build(config), [Tap(BLOCK, 'query')], SD3.make_process({}, 1.0), prompt=prompt)
         blocks = count_multiply_adds(lambda: family.read(torch.empty(1, 16, 64, 64), 0, lambda tap, value: None))
-        images, shares = torch.empty(1, 3, 512, 512), []
-        for vae in (AutoencoderTiny(latent_channels=16), AutoencoderKL(**VAE_CONFIGS[16])):
-            encoder = count_multiply_adds(lambda vae=vae: vae.encode(images))
-            shares.append(100 * encoder / (encoder + blocks))
-    tiny, full = shares
+        images = torch.empty(1, 3, 512, 512)
+        encoders = (AutoencoderKL(**VAE_CONFIGS[16]), AutoencoderTiny(latent_channels=16))
+        return blocks, *(count_multiply_adds(lambda vae=vae: vae.encode(images)) for vae in encoders)
+
+
+def bench_encoder(args, folder):
+    """The encoder's share of a pass of SD3.5-medium at 512 pixels: multiply-adds, counted on the meta device."""
+    blocks, *encoders = count_at_512()
+    full, tiny = (100 * encoder / (encoder + blocks) for encoder in encoders)
     return [
         Row(
             'share of the tiny encoder in a pass at 512 pixels', 'share of the full encoder', f'{tiny:.1f} %',
@@ -1143,19 +1147,7 @@ GPUS, RATE = 64, 200e12
 
 def bench_scale(args, folder):
     """An extraction on a cluster, on paper: SD3.5-medium at 512 pixels, one process per GPU."""
-    from diffusers import AutoencoderKL
-
-    from mmaselect.diffusion.families import SD3
-    from mmaselect.diffusion.latent import VAE_CONFIGS
-
-    config = SD3.complete(SD3.architectures['sd3.5-medium'])
-    with torch.device('meta'), torch.no_grad():
-        widths = SD3.prompt_widths(type('Config', (), config))
-        prompt = {name: value.to('meta') for name, value in zero_prompt(widths, SD3.prompt_tokens).items()}
-        family = SD3(SD3.build(config), [Tap(BLOCK, 'query')], SD3.make_process({}, 1.0), prompt=prompt)
-        work = count_multiply_adds(lambda: family.read(torch.empty(1, 16, 64, 64), 0, lambda tap, value: None))
-        encoder, images = AutoencoderKL(**VAE_CONFIGS[16]), torch.empty(1, 3, 512, 512)
-        work += count_multiply_adds(lambda: encoder.encode(images))
+    work = sum(count_at_512()[:2])
     sizes, found = measure_cache(folder)
     memory = (found['memory'][-1] - found['memory'][0]) / (sizes[-1] - sizes[0])
     rows = []

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 def pooling_of(model: nn.Module, backbone: Any) -> nn.Module | None:
     """The neck of a classifier, or its first part, if it makes a vector of each map and has nothing to learn.
 
-    It is tried out on random maps: each image must be pooled apart from the others, the same in training as ever, and
-    of a map of one cell it must make that cell. So vectors go through the model as maps of one cell, and nothing in it
-    needs to know.
+    It is tried out on random maps. It must pool each image apart from the others, give the same twice, and leave a map
+    of one cell as it is. Then vectors can go through the model as maps of one cell, and nothing else has to change.
 
     Args:
         model: That owns the backbone. Of any but mmpretrain's ``ImageClassifier`` it is not known that nothing else
