@@ -73,7 +73,7 @@ def main():
     from mmaselect.evaluation.figures import write_csv
     from mmaselect.evaluation.latents import remember_latents
     from mmaselect.evaluation.probe import probe
-    from mmaselect.evaluation.verdict import judge_rule
+    from mmaselect.evaluation.verdict import judge_probe, judge_rule
     from mmaselect.hooks.images import find_backbone
 
     runner, hook = cli.build_selection(cfg, args)
@@ -91,11 +91,12 @@ def main():
         for num_images, entries in searches:
             rows += search(runner, hook, taps, num_images, entries, found.accuracy)
             memory.save()
-        for rule in RULES:
-            verdict = vars(judge_rule(rule, found.accuracy, timesteps))
-            rows.append(
-                {'noise': policy, 'criterion': f'always {rule}', **verdict, 'block evaluations': 0, 'seconds': 0.0}
-            )
+        others = {f'always {rule}': judge_rule(rule, found.accuracy, timesteps) for rule in RULES}
+        others['the probe, by halves of the test images'] = judge_probe(
+            found.halves, timesteps
+        )
+        for name, verdict in others.items():
+            rows.append({'noise': policy, 'criterion': name, **vars(verdict), 'block evaluations': 0, 'seconds': 0.0})
         print(table([row for row in rows if row['noise'] == policy]), flush=True)
         print(
             f'\n{len(taps)} taps, {len(timesteps)} timesteps, {hook.num_images} images where a row does not say '
