@@ -92,9 +92,7 @@ def main():
             rows += search(runner, hook, taps, num_images, entries, found.accuracy)
             memory.save()
         others = {f'always {rule}': judge_rule(rule, found.accuracy, timesteps) for rule in RULES}
-        others['the probe, by halves of the test images'] = judge_probe(
-            found.halves, timesteps
-        )
+        others['the probe, by halves of the test images'] = judge_probe(found.halves, timesteps)
         for name, verdict in others.items():
             rows.append({'noise': policy, 'criterion': name, **vars(verdict), 'block evaluations': 0, 'seconds': 0.0})
         print(table([row for row in rows if row['noise'] == policy]), flush=True)
