@@ -19,7 +19,7 @@ from mmengine.runner import BaseLoop, Runner
 from mmengine.visualization import LocalVisBackend
 from PIL import Image
 
-from mmaselect.backbones import ASelectDiT
+from mmaselect.backbones.aselect import ASelectDiT
 from mmaselect.datasets.readable import name_broken_files
 from mmaselect.diffusion.memory import check_batch_size
 from mmaselect.diffusion.recipe import digest
