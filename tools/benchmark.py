@@ -1321,7 +1321,36 @@ def bench_ranks(args, folder):
     ]  # fmt: skip
 
 
+#: Prints CPU seconds of ``import mmaselect``, of torch, and of what ``load``, ``extract`` and ``select`` need besides.
+IMPORT = """
+import json, sys, time
+times = [time.process_time()]
+for work in ('import mmaselect', 'import torch', 'mmaselect.select'):
+    exec(work)
+    times.append(time.process_time())
+assert 'mmengine' not in sys.modules
+print(json.dumps([after - before for before, after in zip(times, times[1:])]))
+"""
+
+
+def bench_import(args, folder):
+    """What an import takes, torch counted apart; each in a process of its own."""
+    runs = []
+    for _ in range(args.repeats):
+        done = subprocess.run([sys.executable, '-c', IMPORT], capture_output=True, text=True, check=True)
+        runs.append(json.loads(done.stdout))
+    package, of_torch, names = (statistics.median(values) for values in zip(*runs))
+    return [
+        Row(
+            work, 'the target', f'{seconds:.3f} s', '0.3 s', 0.3 / seconds, 1.0,
+            f'CPU time; torch itself takes {of_torch:.2f} s, mmengine is not imported',
+        )
+        for work, seconds in (('import mmaselect', package), ('mmaselect.select, torch in memory', names))
+    ]  # fmt: skip
+
+
 ROWS = {
+    'import': bench_import,
     'features': bench_features,
     'words': bench_words,
     'unet': bench_unet,

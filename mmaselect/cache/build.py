@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import mmaselect.diffusion
-from mmaselect.backbones import ASelectDiT
 from mmaselect.backbones import aselect as backbone_module
+from mmaselect.backbones.aselect import ASelectDiT
 from mmaselect.cache.contents import BLOCK, Found, read_block, stamp_of
 from mmaselect.cache.dataset import MAPS, CachedFeatures
 from mmaselect.cache.fingerprint import UnreadableFile, files_of, fingerprint, source_of
