@@ -285,7 +285,8 @@ def test_a_checkpoint_may_not_look_up_anything_else(tmp_path, name):
 def test_configs_inherit_across_packages():
     code = """
         from mmengine.config import Config
-                import tempfile
+        from pathlib import Path
+        import tempfile
         folder = Path(tempfile.mkdtemp())
         (folder / 'c.py').write_text("_base_ = ['mmpretrain::_base_/default_runtime.py']")
         print(Config.fromfile(folder / 'c.py').default_scope)
