@@ -7,7 +7,7 @@ import importlib.metadata
 import diffusers
 import pytest
 import torch
-from conftest import run_tool
+from conftest import run_tool, set_hub
 
 from mmaselect import doctor
 from mmaselect.diffusion.families import FAMILIES, QwenImage
@@ -94,9 +94,7 @@ def test_idle_cores_are_named(monkeypatch):
 
 
 def test_cached_weights_are_listed(monkeypatch, tmp_path):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
+    set_hub(monkeypatch, HF_HUB_CACHE=str(tmp_path))
     assert doctor.check_weights().state == 'absent'
     folder = tmp_path / 'models--owner--name'
     (folder / 'blobs').mkdir(parents=True)
