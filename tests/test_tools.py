@@ -270,11 +270,11 @@ def test_block_and_component_are_selected_with_the_timestep(digits, tmp_path):
     assert len(selection['scores_per_tap']['HFR (sigma 0.25)']) == 25
     label = selection['criterion_label']
     tried = len(selection['timesteps'])
-    if selection['strategy'].startswith('coarse-to-fine'):
+    if selection['search'].startswith('coarse-to-fine'):
         # How stable the choice is, is judged on the coarse grid.
         assert tried <= 41 // 3
     else:
-        assert (tried, selection['strategy'].split(':')[0]) == (41, 'sweep')
+        assert (tried, selection['search'].split(':')[0]) == (41, 'sweep')
     assert selection['block_evaluations'] == selection['num_images'] * tried * 2 * 5
     assert selection['encoder_runs'] == selection['num_images'] * 2
     name = f'block {selection["block"]} {selection["component"]}'

@@ -30,7 +30,7 @@ from mmaselect.hooks.ranks import RunnerRanks
 from mmaselect.images import AUTO_IMAGES, draw_portions
 from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criteria
 from mmaselect.selection.report import Selection, identifier, read_selection
-from mmaselect.selection.search import STRATEGIES, count_passes, make_timesteps
+from mmaselect.selection.search import SEARCHES, count_passes, make_timesteps
 from mmaselect.selection.select import check_group, select_on
 from mmaselect.unreadable import SHARE, Unreadable
 from mmaselect.version import __version__
@@ -111,7 +111,7 @@ class TimestepSelectionHook(Hook):
         self.criteria = build_criteria([self.config, *compare], fields)
         self.criterion = next(iter(self.criteria.values()))
         self.config = dict(self.config)
-        check_choice(search, 'search', STRATEGIES)
+        check_choice(search, 'search', SEARCHES)
         if isinstance(stability, bool) or not isinstance(stability, (int, float)) or not 0 < stability <= 1:
             raise InputError(f'stability={stability!r} is not valid: give a share in (0, 1]')
         check_group(self.criteria.values(), batch_size)

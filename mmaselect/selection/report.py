@@ -162,7 +162,7 @@ class Selection:
             'block_evaluations': sweep.block_evaluations,
             'encoder_runs': sweep.encoder_runs,
             'seconds': sweep.seconds,
-            'strategy': sweep.strategy,
+            'search': sweep.search,
             'noise': sweep.noise,
             'dropped': {f'{timestep:g}': images for timestep, images in sweep.dropped.items()},
             **extra,
@@ -184,7 +184,7 @@ class Selection:
             {label: {_tap(name): values for name, values in by_tap.items()} for label, by_tap in content[key].items()}
             for key in ('scores_per_tap', 'intervals_per_tap')
         )
-        fields = ('timesteps', 'num_images', 'block_evaluations', 'encoder_runs', 'seconds', 'strategy', 'noise')
+        fields = ('timesteps', 'num_images', 'block_evaluations', 'encoder_runs', 'seconds', 'search', 'noise')
         plain = {name: content[name] for name in fields}
         plain['dropped'] = {float(timestep): images for timestep, images in content.get('dropped', {}).items()}
         sweep = SearchResult(scores=scores, choices=choices, intervals=intervals, **plain)
@@ -226,7 +226,7 @@ class Selection:
         lines = [
             render(table),
             f'selected timestep{"s" if len(self.timesteps) > 1 else ""} {chosen}, {name_taps(self.taps)}, by '
-            f'{self.criterion}: {sweep.strategy}, {sweep.block_evaluations} block evaluations, {sweep.seconds:.1f} s',
+            f'{self.criterion}: {sweep.search}, {sweep.block_evaluations} block evaluations, {sweep.seconds:.1f} s',
         ]
         if sweep.dropped:
             gone = ', '.join(f'{timestep:g} after {images}' for timestep, images in sweep.dropped.items())

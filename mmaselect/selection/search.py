@@ -33,7 +33,7 @@ from mmaselect.selection.features import Features
 from mmaselect.selection.instance import ViewCriterion
 from mmaselect.selection.racing import survivors
 
-STRATEGIES = ('sweep', 'coarse-to-fine', 'racing')
+SEARCHES = ('sweep', 'coarse-to-fine', 'racing')
 
 
 @dataclass
@@ -49,7 +49,7 @@ class SearchResult:
         block_evaluations: Images x timesteps x noises x blocks, over all ranks.
         encoder_runs: Images that went through the latent encoder, over all ranks.
         seconds: Wall time of this rank.
-        strategy: How it was searched, in words.
+        search: How it was searched, in words.
         noise: Policy of the noise, see :class:`Search`.
         dropped: Timesteps that a race left behind, each with the number of images it had got.
     """
@@ -62,7 +62,7 @@ class SearchResult:
     block_evaluations: int = 0
     encoder_runs: int = 0
     seconds: float = 0.0
-    strategy: str = 'sweep'
+    search: str = 'sweep'
     noise: str = 'fixed'
     dropped: dict[float, int] = field(default_factory=dict)
 
@@ -501,17 +501,17 @@ class Search:
 
 
 def run(
-    search: Search,
+    finder: Search,
     portions: Iterable[Iterable[Batch]],
-    strategy: str = 'sweep',
+    search: str = 'sweep',
     stability: float | None = None,
 ) -> SearchResult:
     """Searches.
 
     Args:
-        search: Fresh; of ``'coarse-to-fine'`` one that keeps latents.
+        finder: Fresh; of ``'coarse-to-fine'`` one that keeps latents.
         portions: This rank's images, in one or several portions.
-        strategy: ``'sweep'`` tries every timestep; ``'coarse-to-fine'`` at most a third of them, unless the curve of
+        search: ``'sweep'`` tries every timestep; ``'coarse-to-fine'`` at most a third of them, unless the curve of
             the deciding criterion (over the best alternative at each timestep) is flat or has several peaks;
             ``'racing'`` begins with all of them, and drops after each portion of images those that can no longer win,
             see :mod:`~mmaselect.selection.racing`.
@@ -521,60 +521,60 @@ def run(
         The result.
 
     Raises:
-        InputError: If the strategy is unknown or does not fit, if there are no images, or features are not finite.
+        InputError: If ``search`` is unknown or does not fit, if there are no images, or features are not finite.
     """
-    if strategy not in STRATEGIES:
-        raise unknown('search', strategy, STRATEGIES)
-    if strategy != 'sweep' and search.num_timesteps > 1:
-        raise InputError(f"search={strategy!r} finds one timestep: choosing several needs search='sweep'")
-    label = search.criteria[0].label
-    looks = stability is not None or strategy == 'racing'
-    if looks and getattr(search.criteria[0], 'fields', ()) is None:
-        asked = "num_images='auto'" if strategy != 'racing' else "search='racing'"
+    if search not in SEARCHES:
+        raise unknown('search', search, SEARCHES)
+    if search != 'sweep' and finder.num_timesteps > 1:
+        raise InputError(f"search={search!r} finds one timestep: choosing several needs search='sweep'")
+    label = finder.criteria[0].label
+    looks = stability is not None or search == 'racing'
+    if looks and getattr(finder.criteria[0], 'fields', ()) is None:
+        asked = "num_images='auto'" if search != 'racing' else "search='racing'"
         raise InputError(f'{asked} needs a criterion that can be resampled; {label} cannot')
     dropped: dict[float, int] = {}
 
     def start(positions: list[int]) -> None:
         last: SearchResult | None = None
         for portion in portions:
-            if last is not None and strategy == 'racing':
+            if last is not None and search == 'racing':
                 stay = survivors(last.timesteps, last.choices[label])
-                gone = [position for position in positions if search.timesteps[position] not in stay]
-                dropped.update({search.timesteps[position]: last.num_images for position in gone})
-                search.drop(gone)
+                gone = [position for position in positions if finder.timesteps[position] not in stay]
+                dropped.update({finder.timesteps[position]: last.num_images for position in gone})
+                finder.drop(gone)
                 positions = [position for position in positions if position not in gone]
-            search.add(portion, positions)
+            finder.add(portion, positions)
             if not looks:
                 continue
-            last = search.finish(deciding=True)
+            last = finder.finish(deciding=True)
             agreement = last.choices[label].agreement
             if stability is not None and agreement is not None and agreement >= stability:
                 return
 
-    if strategy != 'coarse-to-fine':
-        start(list(range(len(search.timesteps))))
-        result = search.finish()
-        if strategy == 'sweep':
+    if search != 'coarse-to-fine':
+        start(list(range(len(finder.timesteps))))
+        result = finder.finish()
+        if search == 'sweep':
             return result
-        done = f'racing: {len(result.timesteps)} of {len(search.timesteps)} timesteps on all images'
-        return replace(result, strategy=done, dropped=dict(sorted(dropped.items())))
-    if not search.keep:
+        done = f'racing: {len(result.timesteps)} of {len(finder.timesteps)} timesteps on all images'
+        return replace(result, search=done, dropped=dict(sorted(dropped.items())))
+    if not finder.keep:
         raise InputError("search='coarse-to-fine' needs keep=True")
 
     state: SearchResult | None = None
 
     def evaluate(positions: list[int]) -> dict[int, float]:
         nonlocal state
-        if search.evaluated:
-            search.extend(positions)
+        if finder.evaluated:
+            finder.extend(positions)
         else:
             start(positions)
-        state = search.finish()
-        curves = [state.curve(label, taps) for taps in search.alternatives]
-        return dict(zip(sorted(search.evaluated), map(max, zip(*curves))))
+        state = finder.finish()
+        curves = [state.curve(label, taps) for taps in finder.alternatives]
+        return dict(zip(sorted(finder.evaluated), map(max, zip(*curves))))
 
-    done = coarse_to_fine(len(search.timesteps), evaluate, search.timesteps)
-    return replace(search.finish() if state is None else state, strategy=done)
+    done = coarse_to_fine(len(finder.timesteps), evaluate, finder.timesteps)
+    return replace(finder.finish() if state is None else state, search=done)
 
 
 def sweep(

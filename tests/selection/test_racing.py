@@ -70,14 +70,14 @@ class Curve:
         visit(Tap(0, 'query'), self.values[latent[:, 0, 0, 0].long(), GRID.index(timestep)].view(-1, 1, 1, 1))
 
 
-def search(curve, noise, strategy):
-    portions = draw_portions(IMAGES_IN_ALL, IMAGES_IN_ALL, 0, FIRST_IMAGES if strategy == 'racing' else None)
+def search(curve, noise, kind):
+    portions = draw_portions(IMAGES_IN_ALL, IMAGES_IN_ALL, 0, FIRST_IMAGES if kind == 'racing' else None)
     batches = [
         [Batch(torch.tensor(indices).float().view(-1, 1, 1, 1).expand(-1, 3, 1, 1), indices, None,
                [first + place // 4 for place in range(len(indices))])]
         for indices, first in number_groups(portions, 4)
     ]  # fmt: skip
-    return run(Search(Curve(curve, noise), GRID, [Mean()]), batches, strategy)
+    return run(Search(Curve(curve, noise), GRID, [Mean()]), batches, kind)
 
 
 @pytest.mark.parametrize('noise', [0.02, 0.2])
@@ -136,7 +136,7 @@ def test_ranks_race_together_and_the_report_says_who_fell_behind(monkeypatch):
     assert Selection.from_dict(selection.to_dict()).sweep == alone
     first = next(iter(alone.dropped))
     assert f'were dropped: {first:g} after 4' in selection.table()
-    assert alone.strategy == f'racing: {len(alone.timesteps)} of 21 timesteps on all images'
+    assert alone.search == f'racing: {len(alone.timesteps)} of 21 timesteps on all images'
 
 
 def test_who_cannot_race():

@@ -118,7 +118,7 @@ class Together:
         value.copy_(sum(self.all_gather_object(value.clone())))
 
 
-def together(monkeypatch, model, timesteps, criteria, shares, strategy='sweep', **more):
+def together(monkeypatch, model, timesteps, criteria, shares, search='sweep', **more):
     """What a search says on each of several ranks, each with its share of the batches, or of several portions."""
     ranks = Together(len(shares))
     monkeypatch.setattr(dist, 'get_world_size', lambda: ranks.number)
@@ -130,8 +130,8 @@ def together(monkeypatch, model, timesteps, criteria, shares, strategy='sweep', 
         ranks.here.rank = rank
         try:
             own = copy.deepcopy(model)
-            portions = [shares[rank]] if strategy == 'sweep' else shares[rank]
-            results[rank] = run(Search(own, timesteps, criteria, ranks=RunnerRanks(), **more), portions, strategy)
+            portions = [shares[rank]] if search == 'sweep' else shares[rank]
+            results[rank] = run(Search(own, timesteps, criteria, ranks=RunnerRanks(), **more), portions, search)
         except BaseException as error:
             results[rank] = error
             ranks.barrier.abort()
@@ -325,8 +325,8 @@ def test_coarse_to_fine_encodes_once_and_says_what_it_did():
     label = criteria[0].label
     for timestep, score in zip(fast.timesteps, fast.curve(label)):
         assert score == pytest.approx(whole.curve(label)[whole.timesteps.index(timestep)], rel=1e-5)
-    if fast.strategy.startswith('coarse-to-fine'):
-        assert fast.strategy == f'coarse-to-fine: {len(fast.timesteps)} of 51 timesteps'
+    if fast.search.startswith('coarse-to-fine'):
+        assert fast.search == f'coarse-to-fine: {len(fast.timesteps)} of 51 timesteps'
         assert 3 * fast.block_evaluations <= whole.block_evaluations
         assert abs(fast.choice(label) - whole.choice(label)) <= 20
     else:
@@ -443,7 +443,7 @@ def run_out_of_memory(monkeypatch, model, most, error, passes):
 
 
 @pytest.mark.parametrize(
-    'strategy,error',
+    'search,error',
     [
         ('sweep', torch.cuda.OutOfMemoryError('CUDA out of memory.')),
         ('coarse-to-fine', torch.cuda.OutOfMemoryError('CUDA out of memory.')),
@@ -453,20 +453,20 @@ def run_out_of_memory(monkeypatch, model, most, error, passes):
         ),
     ],
 )
-def test_a_batch_that_does_not_fit_memory_is_halved(strategy, error, monkeypatch, caplog):
-    timesteps = make_timesteps(dict(start=0, stop=1000, num=41 if strategy != 'sweep' else 3))
+def test_a_batch_that_does_not_fit_memory_is_halved(search, error, monkeypatch, caplog):
+    timesteps = make_timesteps(dict(start=0, stop=1000, num=41 if search != 'sweep' else 3))
     criteria = [NoiseConsistentHFR(), FisherScore(), InstanceInformation()]
 
-    def search(model):
-        finder = Search(model, timesteps, criteria, [(tap,) for tap in model.family.taps], keep=strategy != 'sweep')
-        return run(finder, [all_at_once()], strategy)
+    def select(model):
+        finder = Search(model, timesteps, criteria, [(tap,) for tap in model.family.taps], keep=search != 'sweep')
+        return run(finder, [all_at_once()], search)
 
-    whole = search(make_model())
+    whole = select(make_model())
     model = make_model()
     # Two noises and a second view.
     sizes = run_out_of_memory(monkeypatch, model, 8, error, passes=3)
     with caplog.at_level('WARNING', logger='mmaselect'):
-        halved = search(model)
+        halved = select(model)
     # 18 images are five groups: two and three of them, of which the three are too many again.
     said = [record.getMessage() for record in caplog.records]
     assert said[0] == '18 images at once do not fit memory: going on with 10'
