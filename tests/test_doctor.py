@@ -48,11 +48,11 @@ def test_the_tool_finds_all_well_here():
 
 
 def test_it_names_what_mends_an_old_package(installed):
-    installed.update({'diffusers': '0.35.0', 'scikit-learn': None})
+    installed.update({'diffusers': '0.30.0', 'scikit-learn': None})
     found = by_topic(doctor.check_packages())
     assert found['diffusers'].state == 'broken'
-    assert found['diffusers'].text == 'diffusers 0.35.0, diffusers>=0.36 is needed'
-    assert found['diffusers'].fix == "pip install 'diffusers>=0.36'"
+    assert found['diffusers'].text == 'diffusers 0.30.0, diffusers>=0.31 is needed'
+    assert found['diffusers'].fix == "pip install 'diffusers>=0.31'"
     assert found['scikit-learn'].state == 'absent'
     assert found['scikit-learn'].fix == "pip install 'mmaselect[demo]'"
 
