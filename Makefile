@@ -6,6 +6,7 @@
 # make clean  removes what the others made
 # In CI, make test runs lowest and newest as well. requirements/README.md says what each set of versions is for.
 PYTHON ?= python3
+LOWEST_PYTHON ?= python3.9
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -85,11 +86,15 @@ lint: $(STAMP)
 $(STAMP): CONSTRAINTS := requirements/constraints.txt
 $(STAMP): EXTRAS := $(EXTRAS),docs
 $(LOWEST)/.installed: CONSTRAINTS := requirements/lowest.txt
+# pyenv's python3.9 runs where PYENV_VERSION names it.
+$(LOWEST)/.installed: INTERPRETER = $(shell PYENV_VERSION=3.9 $(LOWEST_PYTHON) -c 'import ensurepip' 2>/dev/null && \
+	echo PYENV_VERSION=3.9 $(LOWEST_PYTHON) || { echo 'no $(LOWEST_PYTHON): $(PYTHON) instead' >&2; echo $(PYTHON); })
 # The stamp is touched last, so that an interrupted installation is taken up again.
 # torch first and alone: with it installed, what depends on it does not pull another build.
+%/.installed: INTERPRETER = $(PYTHON)
 %/.installed: $(INPUTS)
-	test -x $*/bin/python || $(PYTHON) -m venv $*
-	$*/bin/python -m pip install -q -c $(CONSTRAINTS) 'setuptools<81' wheel
+	test -x $*/bin/python || $(INTERPRETER) -m venv $*
+	$*/bin/python -m pip install -q -c $(CONSTRAINTS) 'setuptools>=64,<81' wheel
 	$*/bin/python -m pip install -q -c $(CONSTRAINTS) torch
 	$*/bin/python -m pip install -q -c $(CONSTRAINTS) --no-build-isolation -e '.[$(EXTRAS)]'
 	touch $@

@@ -48,7 +48,7 @@ if __name__ == '__main__':
         long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
         long_description_content_type='text/markdown',
         license='Apache-2.0',
-        python_requires='>=3.11',
+        python_requires='>=3.9',
         packages=find_packages(include=['mmaselect', 'mmaselect.*']),
         package_data={'mmaselect': ['py.typed', 'assets/**/*', 'pages/templates/*']},
         cmdclass={'build_py': BuildPy},

@@ -230,11 +230,10 @@ class _PkgResources:
 def provide_pkg_resources() -> None:
     """Lets mmengine inherit configs across packages (``mmpretrain::...``) without ``pkg_resources``.
 
-    setuptools removed it in version 82, and mmengine imports it for three calls. ``setup.py`` depends on
-    ``setuptools<81``; this covers environments that were changed afterwards. The finder is asked only when no other
-    has found the module, and is added only where that is so.
+    setuptools removed it in version 82, and mmengine imports it for three calls. Nobody's setuptools is downgraded for
+    that. The finder is asked only when no other has found the module, and is added only where that is so.
 
-    Seen with setuptools 84 and mmengine 0.10.6 and 0.10.7.
+    Seen with setuptools 84 and mmengine 0.10.1 to 0.10.7.
     """
     if importlib.util.find_spec('pkg_resources') is None:
         sys.meta_path.append(_PkgResources())

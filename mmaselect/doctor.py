@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-#: Extras whose packages an installation may well be without; of ``tests`` only a developer has any.
-EXTRAS = ('lite', 'mmpretrain', 'mmseg', 'demo', 'prompt')
+#: Extras whose packages an installation may well be without; of ``tests`` only a developer has any. ``lite`` is for a
+#: new environment.
+EXTRAS = ('mmpretrain', 'mmseg', 'demo', 'prompt')
 #: The toolboxes, and what installs each.
 TOOLBOXES = {
     'mmpretrain': "pip install 'mmaselect[mmpretrain]'",
@@ -79,7 +80,7 @@ def check_packages() -> Iterator[Finding]:
             continue
         found = version(requirement.name)
         fits = found is not None and requirement.specifier.contains(found, prereleases=True)
-        if requirement.name in ('mmcv-lite', *TOOLBOXES) and found is None:
+        if requirement.name in TOOLBOXES and found is None:
             # Said with the toolboxes.
             continue
         named = f'{requirement.name} {found}' if found else f'{requirement.name} is not installed'

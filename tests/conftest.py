@@ -35,6 +35,17 @@ def needs_torch(least, what):
     return pytest.mark.skipif(torch.__version__ < least, reason=f'{what} needs torch >= {least}')
 
 
+def set_hub(monkeypatch, **values):
+    """Sets constants of huggingface_hub, by name; 0.23 has copies of them where it downloads, and in open sessions."""
+    from huggingface_hub import constants, file_download, utils
+
+    for name, value in values.items():
+        for module in (constants, file_download):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
+    getattr(utils._http, 'reset_sessions', lambda: None)()
+
+
 #: What takes longest is begun first, so that neither of two workers waits for the other at the end.
 LONGEST = (
     'test_tools', 'test_faults', 'test_configs', 'test_evaluation', 'test_segmentation', 'test_matcher', 'test_hook',

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.machinery
+import importlib.util
 import json
 import os
 import pickle
@@ -224,23 +225,26 @@ def test_a_full_mmcv_that_does_not_load_says_so(tmp_path):
 
 
 def test_with_a_full_mmcv():
-    """Its own operators, and mmseg's models beside them."""
-    from importlib import metadata
-
-    try:
-        metadata.version('mmcv')
-    except metadata.PackageNotFoundError:
+    """Its own operators, which we leave alone, and the toolboxes' models beside them."""
+    spec = importlib.util.find_spec('mmcv._ext')
+    if spec is None or spec.origin is None:  # not there, or our stand-in
         pytest.skip('mmcv-lite is installed, which has no operators: install the full mmcv to run this')
     done = python(
         """
-        import mmaselect, mmcv, torch
+        import sys
+        import mmaselect, torch
         from mmcv.ops import nms
-        import mmseg.models
+        import mmdet.models, mmseg.models, mmcv._ext
         boxes = torch.tensor([[0., 0., 4., 4.], [0., 0., 4., 4.1], [8., 8., 9., 9.]])
-        print(len(nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5)[1]))
+        print([nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5, offset=offset)[1].tolist() for offset in (0, 1)])
+        print(type(mmcv._ext).__name__, mmcv._ext.__file__.endswith('.so'))
+        print(type(mmcv.ops.__loader__).__name__, mmcv.ops.nms.__module__)
+        print('mmcv.ops' in [getattr(finder, 'watches', None) for finder in sys.meta_path])
         """
     )
-    assert done.stdout.strip() == '2', done.stderr
+    assert done.returncode == 0, done.stderr
+    expected = ['[[0, 2], [0, 2]]', 'module True', 'SourceFileLoader mmcv.ops.nms', 'False']
+    assert done.stdout.splitlines() == expected, done.stderr
 
 
 def test_mmengine_checkpoints_load_without_unpickling_code(tmp_path):

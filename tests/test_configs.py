@@ -98,7 +98,7 @@ MODELS_AND_HEADS = list(
 )
 SETS = ('cub', 'flowers102', 'stanford-cars', 'fgvc-aircraft', 'nabirds', 'stanford-dogs')
 #: Of the standard configs those that are trained: each model with each head, each data set and each schedule once.
-TRAINED = {f'{model}_{head}_{data}-256px' for (model, head), data in zip(MODELS_AND_HEADS, SETS, strict=True)} | {
+TRAINED = {f'{model}_{head}_{data}-256px' for (model, head), data in zip(MODELS_AND_HEADS, SETS)} | {
     f'{model}_upernet_4xb4-{schedule}_ade20k-512x512'
     for model, schedule in (('sd35-medium', '80k'), ('dit-xl-2', '160k'), ('sit-xl-2', '80k'))
 }

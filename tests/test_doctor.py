@@ -7,7 +7,7 @@ import importlib.metadata
 import diffusers
 import pytest
 import torch
-from conftest import run_tool
+from conftest import run_tool, set_hub
 
 from mmaselect import doctor
 from mmaselect.diffusion.families import FAMILIES, QwenImage
@@ -48,11 +48,11 @@ def test_the_tool_finds_all_well_here():
 
 
 def test_it_names_what_mends_an_old_package(installed):
-    installed.update({'diffusers': '0.35.0', 'scikit-learn': None})
+    installed.update({'diffusers': '0.30.0', 'scikit-learn': None})
     found = by_topic(doctor.check_packages())
     assert found['diffusers'].state == 'broken'
-    assert found['diffusers'].text == 'diffusers 0.35.0, diffusers>=0.36 is needed'
-    assert found['diffusers'].fix == "pip install 'diffusers>=0.36'"
+    assert found['diffusers'].text == 'diffusers 0.30.0, diffusers>=0.31 is needed'
+    assert found['diffusers'].fix == "pip install 'diffusers>=0.31'"
     assert found['scikit-learn'].state == 'absent'
     assert found['scikit-learn'].fix == "pip install 'mmaselect[demo]'"
 
@@ -94,9 +94,7 @@ def test_idle_cores_are_named(monkeypatch):
 
 
 def test_cached_weights_are_listed(monkeypatch, tmp_path):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
+    set_hub(monkeypatch, HF_HUB_CACHE=str(tmp_path))
     assert doctor.check_weights().state == 'absent'
     folder = tmp_path / 'models--owner--name'
     (folder / 'blobs').mkdir(parents=True)

@@ -519,7 +519,8 @@ class Family(nn.Module, ABC):
 @functools.lru_cache(maxsize=8)
 def _network(family: type[Family], config: str) -> DiffusersModule:
     with torch.device('meta'):
-        return family.build(json.loads(config)).eval()
+        # In diffusers 0.31 a table of positions comes from numpy, on the CPU.
+        return family.build(json.loads(config)).eval().to('meta')
 
 
 @functools.lru_cache(maxsize=8)

@@ -61,7 +61,7 @@ def read_pickle(path: Path) -> Any:
     """
     try:
         # Of a zip file only the tensors that are used are read from the disk.
-        return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(str(path), map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         named = re.search(r'GLOBAL (\S+)', str(error))
         reason = f'it would run {named[1]}, which is refused' if named else 'it is no file of tensors'

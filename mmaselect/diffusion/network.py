@@ -225,6 +225,19 @@ class _Trace(TorchFunctionMode):
         return any(id(one) in self.depending for one in tensors)
 
 
+@contextmanager
+def _told_of_indexing() -> Iterator[None]:
+    """Within it, a mode learns that ``parameter[...]`` was read, which torch 2.1 does not tell it."""
+    if torch.__version__ >= '2.6':
+        yield
+        return
+    nn.Parameter.__getitem__ = lambda self, index: self.view_as(self)[index]  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del nn.Parameter.__getitem__
+
+
 def dry_run(network: nn.Module, sites: Mapping[Any, Site], latent: Tensor, call: Callable[[Tensor], object]) -> Plan:
     """Finds out what a pass up to the last tap is made of.
 
@@ -267,7 +280,7 @@ def dry_run(network: nn.Module, sites: Mapping[Any, Site], latent: Tensor, call:
             if name in owners:
                 stack.callback(module.register_forward_pre_hook(partial(enter, name)).remove)
                 stack.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
-        with torch.no_grad(), trace, reading(network, sites, visit):
+        with torch.no_grad(), trace, _told_of_indexing(), reading(network, sites, visit):
             call(latent)
     plan.parameters = set(trace.used)
     outermost: list[str] = []

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import pytest
 import torch
+from conftest import set_hub
 from safetensors.torch import load_file, save_file
 
 from mmaselect.diffusion.conditioning import default_prompt_file, load_prompt
@@ -75,18 +76,19 @@ class Hub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A server; ``root`` holds its models, ``asked`` what was asked of it."""
-    from huggingface_hub import constants
-
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub)
     server.root, server.asked = tmp_path / 'server', []
     server.root.mkdir()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     endpoint = f'http://127.0.0.1:{server.server_port}'
-    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
-    monkeypatch.setattr(constants, 'ENDPOINT', endpoint)
-    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', endpoint + '/{repo_id}/resolve/{revision}/{filename}')
-    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+    set_hub(
+        monkeypatch,
+        HF_HUB_OFFLINE=False,
+        ENDPOINT=endpoint,
+        HUGGINGFACE_CO_URL_TEMPLATE=endpoint + '/{repo_id}/resolve/{revision}/{filename}',
+        HF_HUB_CACHE=str(tmp_path / 'cache'),
+    )
     monkeypatch.setenv('MMASELECT_CACHE', str(tmp_path / 'prompts'))
     yield server
     server.shutdown()
@@ -206,11 +208,9 @@ def test_a_model_without_the_files(dit):
 
 
 def test_offline_it_says_what_is_cached(dit, monkeypatch):
-    from huggingface_hub import constants
-
     load('me/dit@refs/pr/1')
     DiffusionSpec('DiT', pretrained='me/dit')
-    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    set_hub(monkeypatch, HF_HUB_OFFLINE=True)
     dit.asked.clear()
     load('me/dit@refs/pr/1')
     with pytest.raises(InputError, match=r"the cache has no revision 'nightly' of it but main, refs/pr/1, and the hub"):

@@ -91,7 +91,7 @@ def flux(network, latent, timestep, tokens):
         encoder_hidden_states=tokens,
         pooled_projections=PROMPT['pooled_prompt_embeds'].expand(batch, -1),
         timestep=torch.full((batch,), timestep / 1000),
-        img_ids=FluxPipeline._prepare_latent_image_ids(batch, height // 2, width // 2, latent.device, latent.dtype),
+        img_ids=torch.cartesian_prod(torch.zeros(1), torch.arange(height / 2), torch.arange(width / 2)),
         txt_ids=torch.zeros(5, 3),
         guidance=torch.full((batch,), 3.5) if network.config.guidance_embeds else None,
     )
