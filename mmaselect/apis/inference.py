@@ -117,7 +117,10 @@ def extract(
     missing = [tap for tap in chosen if tap not in loaded.family.taps]
     if missing:
         name = f'block {missing[0].block} {missing[0].component}'
-        raise InputError(f'{name} was selected, but the model was not loaded for it')
+        raise InputError(
+            f'{name} was selected, but the model was not loaded for it: load it with this block and component, or give '
+            'its dict(type=...)'
+        )
     source = Images(images, size or loaded.image_size)
     source.fit(loaded, batch_size, group=1)
     keys = [(t, *tap) for t in timesteps for tap in chosen]

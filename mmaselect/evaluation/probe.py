@@ -249,7 +249,7 @@ def _read_store(store: str | Path | None) -> list[dict[str, Any]]:
     try:
         return [entry for entry in json.loads(Path(store).read_text(encoding='utf-8')) if entry['result']]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f'{store} does not hold probe results: {error}') from error
+        raise InputError(f'{store} does not hold probe results, delete it: {error}') from error
 
 
 def _to_lists(accuracy: dict[Tap, list[float]]) -> list[list[Any]]:

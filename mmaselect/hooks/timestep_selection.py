@@ -352,7 +352,7 @@ def check_candidates(blocks: Sequence[int] | None, components: Sequence[str] | N
         check_count(block, 'blocks', 0)
     for component in components or ():
         if not isinstance(component, str):
-            raise InputError(f'components={components!r} is not valid: give names')
+            raise InputError(f'components={components!r} is not valid: give names, such as query and value')
 
 
 def _command() -> str:
