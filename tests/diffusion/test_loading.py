@@ -163,9 +163,7 @@ def test_identity_names_the_weights_and_nothing_else(model_folder, tmp_path):
     assert load(tmp_path / 'copy').identity != identity
 
 
-@pytest.mark.parametrize(
-    'dtype', ('bfloat16', pytest.param('float16', marks=needs_torch('2.6', 'float16 on a CPU')))
-)
+@pytest.mark.parametrize('dtype', ('bfloat16', pytest.param('float16', marks=needs_torch('2.6', 'float16 on a CPU'))))
 def test_half_precision_stays_close(model_folder, dtype):
     folder = model_folder('SiT')
     latent, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
