@@ -115,7 +115,9 @@ def leave_out_multimodal_models() -> None:
     # What was registered before the failure makes place for mmpretrain's placeholders.
     for one in vars(registry).values():
         if isinstance(one, Registry):
-            found = [name for name, kind in one.module_dict.items() if kind.__module__.startswith(MULTIMODAL)]
+            found = [
+                name for name, kind in one.module_dict.items() if getattr(kind, '__module__', '').startswith(MULTIMODAL)
+            ]
             for name in found:
                 del one.module_dict[name]
 

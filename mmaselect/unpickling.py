@@ -5,14 +5,19 @@ from __future__ import annotations
 import codecs
 import pickle
 from _compat_pickle import IMPORT_MAPPING  # from names of Python 2, which torch writes
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-#: Before torch 2.6: by the name that a pickle has for it. The first makes bytes of numpy's scalars; torch has it since
-#: 2.4.
-_ADMITTED: dict[str, Any] = {'_codecs.encode': codecs.encode}
+#: Before torch 2.6: by the name that a pickle has for it. These torch has of its own since; the first makes bytes of
+#: numpy's scalars, the second holds milestones of a schedule.
+_ADMITTED: dict[str, Any] = {
+    '_codecs.encode': codecs.encode,
+    'collections.Counter': Counter,
+    **{f'builtins.{one.__name__}': one for one in (bytearray, complex, set)},
+}
 #: The unpickler whose steps can be checked.
 _Python: Any = pickle._Unpickler
 

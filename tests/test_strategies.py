@@ -8,7 +8,7 @@ import types
 
 import pytest
 import torch
-from conftest import DEMO, ROOT, forks
+from conftest import DEMO, ROOT, forks, needs_torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from strategies import sums
@@ -132,6 +132,7 @@ class Engine(torch.nn.Module):
         return self.module(*args, **kwargs)
 
 
+@needs_torch('2.6', 'float16 on a CPU')
 def test_deepspeed(config, alone):
     """mmengine's wrapper around a stand-in for DeepSpeed's engine."""
     from mmengine._strategy.deepspeed import MMDeepSpeedEngineWrapper

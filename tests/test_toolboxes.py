@@ -29,6 +29,8 @@ def data_options(root, epochs=1):
         # mmpretrain's tools switch this on, which torch refuses without workers.
         *(f'{split}_dataloader.persistent_workers=False' for split in ('train', 'val', 'test')),
         f'train_cfg.max_epochs={epochs}',
+        # To mmengine 0.10.1 the last epoch is no reason to validate.
+        'train_cfg.val_interval=1',
         'custom_hooks.0.num_images=4',
         'custom_hooks.0.timesteps=[0,500]',
     ]
