@@ -231,7 +231,7 @@ def _told_of_indexing() -> Iterator[None]:
     if torch.__version__ >= '2.6':
         yield
         return
-    nn.Parameter.__getitem__ = lambda self, index: self.view_as(self)[index]  # type: ignore[method-assign]
+    nn.Parameter.__getitem__ = lambda self, index: self.view_as(self)[index]  # type: ignore[method-assign, arg-type]
     try:
         yield
     finally:
