@@ -24,8 +24,11 @@ from mmaselect.images import IGNORED
 from mmaselect.progress import progress_bar
 from mmaselect.selection.features import cell_labels
 
-#: Cells per image that a probe of segmentation sees.
-CELLS = 32
+#: Cells per image that a probe of segmentation sees at most, drawn at random. With few, all probes overfit, and the
+#: order of timesteps is that of their noise.
+CELLS = 256
+#: Penalties among which a probe of cells chooses, per sample.
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1, 10)
 
 
 @dataclass
@@ -56,7 +59,7 @@ class ProbeResult:
 class Samples(NamedTuple):
     """What a linear probe is trained or tested on.
 
-    A sample is the mean over an image's cells; in segmentation one of ``CELLS`` cells per image.
+    A sample is the mean over an image's cells; in segmentation a cell, of at most ``CELLS`` per image.
 
     Attributes:
         features: (samples, C) by timestep and tap.
@@ -157,23 +160,29 @@ def _draw_cells(labels: Tensor, indices: Sequence[int], seed: int) -> Cells:
     return Cells(image, (cell + 0.5) / torch.tensor(labels.shape[-2:]), labels[image, cell[:, 0], cell[:, 1]])
 
 
-def linear_probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """What a logistic regression on standardised features (L2 penalty, C = 1) takes test samples for.
+def linear_probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, cells: bool = False) -> np.ndarray:
+    """What a linear classifier on standardised features takes test samples for.
+
+    It is a logistic regression (L2 penalty, C = 1); for cells, of which there are thousands, a ridge regression on the
+    classes, whose penalty is chosen by leaving out one training sample at a time.
 
     Args:
         train: (samples, C).
         train_labels: (samples,).
         test: (test samples, C).
+        cells: Whether samples are cells.
 
     Returns:
         Labels, (test samples,).
     """
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))
-    return probe.fit(train, train_labels).predict(test)
+    found = LogisticRegression(max_iter=300, tol=1e-3)
+    if cells:
+        found = RidgeClassifierCV(alphas=[len(train) * penalty for penalty in PENALTIES])
+    return make_pipeline(StandardScaler(), found).fit(train, train_labels).predict(test)
 
 
 def probe(
@@ -205,7 +214,7 @@ def probe(
     splits = {'train': runner.train_dataloader.dataset, 'val': runner.val_dataloader.dataset}
     request = {
         'recipe': digest({**backbone.recipe, 'noise': noise}).hex(), 'timesteps': timesteps,
-        'taps': [list(tap) for tap in taps], 'noise': noise, 'seed': seed,
+        'taps': [list(tap) for tap in taps], 'noise': noise, 'seed': seed, 'cells': CELLS,
         'images': {name: len(dataset) for name, dataset in splits.items()},
     }  # fmt: skip
     known = _read_store(store)
@@ -227,9 +236,10 @@ def probe(
         result.feature_seconds = time.perf_counter() - started
         started = time.perf_counter()
         train, test = read['train'], read['val']
+        cells = len(np.unique(test.images)) < len(test.images)
         for tap in taps:
             for one in timesteps:
-                found = linear_probe(train.features[one, tap], train.labels, test.features[one, tap])
+                found = linear_probe(train.features[one, tap], train.labels, test.features[one, tap], cells)
                 right = 100 * (found == test.labels)
                 result.accuracy.setdefault(tap, []).append(float(right.mean()))
                 for half, accuracy in enumerate(result.halves):

@@ -75,6 +75,21 @@ def test_a_linear_probe_reads_what_is_there_and_nothing_else():
     assert accuracy_of(features[:2000], labels[:2000], features[2000:], labels[2000:]) == 100
 
 
+def test_a_probe_of_cells_does_not_fit_noise():
+    """Features that tell nothing leave the commonest class, which a logistic regression does not find in so few."""
+    generator = np.random.default_rng(0)
+    labels, features = generator.choice(3, 5000, p=[0.6, 0.3, 0.1]), generator.normal(size=(5000, 200))
+
+    def accuracy(cells):
+        found = linear_probe(features[:1000], labels[:1000], features[1000:], cells)
+        return 100 * (found == labels[1000:]).mean()
+
+    assert accuracy(cells=False) < 55
+    assert accuracy(cells=True) == pytest.approx(100 * (labels[1000:] == 0).mean(), abs=0.5)
+    features[:, :3] += 100 * np.eye(3)[labels]
+    assert accuracy(cells=True) == 100
+
+
 def test_csv_is_written_whole_or_not_at_all(tmp_path):
     write_csv(tmp_path / 'a.csv', [{'x': 1.5, 'y': 'a,b'}])
     assert (tmp_path / 'a.csv').read_text().splitlines() == ['x,y', '1.5,"a,b"']
