@@ -317,7 +317,8 @@ MINIATURES = {
 
 def bench_families(args, folder):
     """Every family in miniature: its middle block's query, or a set of a U-Net's, against hooks on the full pass."""
-    return [bench_family(args, name, *miniature) for name, miniature in MINIATURES.items()]
+    for name, miniature in MINIATURES.items():
+        yield bench_family(args, name, *miniature)
 
 
 def bench_family(args, name, arch, named):
@@ -1414,7 +1415,10 @@ def main():
         if set(args.rows) & NEED_MODEL:
             save_model(Path(folder))
         for name in args.rows:
-            rows += ROWS[name](args, Path(folder))
+            for row in ROWS[name](args, Path(folder)):
+                rows.append(row)
+                # The table comes last, and some rows take minutes.
+                print(f'{row.work}: {row.ours}, {row.theirs}, {row.ratio:.2f}; {row.note}', file=sys.stderr, flush=True)
             gc.collect()
     table = Table(title=f'{torch.get_num_threads()} threads' if args.device == 'cpu' else torch.cuda.get_device_name(),
                   title_justify='left')  # fmt: skip
