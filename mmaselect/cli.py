@@ -84,17 +84,20 @@ def run(main: Callable[[], None]) -> None:
 
 def describe_unknown_field(error: BaseException) -> str | None:
     """Puts into one line that a class of ours was given a field that it does not have; None for any other error."""
-    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    found = re.search(r"(?:(\w+)\.)?__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if not isinstance(error, TypeError) or found is None:
         return None
     import mmaselect
     from mmaselect import pretraining
 
-    owner = getattr(mmaselect, found[1], None) or getattr(pretraining, found[1], None)
+    # Python 3.9 does not name the class; mmengine's registry, which calls it, does.
+    frame = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+    kind = found[1] or getattr(frame.f_locals.get('obj_cls'), '__name__', '')
+    owner = getattr(mmaselect, kind, None) or getattr(pretraining, kind, None)
     if owner is None:
         return None
     known = ', '.join(name for name in inspect.signature(owner).parameters)
-    return f'field of {found[1]}={found[2]!r} is not known; choose from: {known}'
+    return f'field of {kind}={found[2]!r} is not known; choose from: {known}'
 
 
 def describe_disk_error(error: BaseException | None) -> str | None:

@@ -12,11 +12,13 @@ import re
 import socket
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 from forks import Forks, format_configs_once
+from packaging.version import Version
 
 import mmaselect
 
@@ -30,9 +32,15 @@ def pytest_addoption(parser):
     parser.addoption('--soak', action='store_true', help='run the harnesses in full: kills, ranks, long runs')
 
 
-def needs_torch(least, what):
-    """Marks a test of what older versions of torch do not have."""
-    return pytest.mark.skipif(torch.__version__ < least, reason=f'{what} needs torch >= {least}')
+def needs(package, least, what):
+    """Marks a test of what older versions of a package do not have."""
+    old = Version(metadata.version(package)) < Version(least)
+    return pytest.mark.skipif(old, reason=f'{what} needs {package} >= {least}')
+
+
+needs_torch = functools.partial(needs, 'torch')
+#: mmengine 0.10.1 reads the data from its beginning.
+needs_exact_resume = needs('mmengine', '0.10.6', 'an exact resume of iterations')
 
 
 def set_hub(monkeypatch, **values):

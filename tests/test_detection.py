@@ -173,6 +173,32 @@ def test_an_epoch_by_mmdets_own_tool(coco, model_folder, tmp_path):
     check(log_of(tmp_path / 'run'), tmp_path / 'run')
 
 
+def test_boxes_of_a_class_overlap_no_more_than_nms_allows(coco, model_folder):
+    """By the compiled operator of the full mmcv where that is installed, else by torchvision's."""
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.bbox import bbox_overlaps
+
+    config = shrunk(DIT, model_folder, coco)
+    config.model.backbone.timestep = 100
+    model = MODELS.build(config.model).eval()
+    size = dict(img_shape=(64, 64), ori_shape=(64, 64), scale_factor=(1.0, 1.0), pad_shape=(64, 64))
+    data = dict(
+        inputs=[torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)], data_samples=[DetDataSample(metainfo=size)]
+    )
+
+    def worst():
+        with torch.no_grad():
+            found = model.test_step(data)[0].pred_instances
+        assert len(found) == 100
+        kept = [found.bboxes[found.labels == label] for label in found.labels.unique()]
+        return max((bbox_overlaps(boxes, boxes) - torch.eye(len(boxes))).max().item() for boxes in kept)
+
+    model.bbox_head.test_cfg.nms.iou_threshold = 1.0
+    assert worst() > 0.5
+    model.bbox_head.test_cfg.nms.iou_threshold = 0.5
+    assert worst() <= 0.5
+
+
 def test_boxes_are_not_cached(coco, model_folder, tmp_path):
     config = shrunk(DIT, model_folder, coco)
     config.model.backbone.update(timestep=100, cache=dict(dir=str(tmp_path / 'features')))

@@ -13,7 +13,7 @@ import time
 
 import pytest
 import torch
-from conftest import DEMO, ROOT, accuracies, options, run_tool, start_ranks, start_tool
+from conftest import DEMO, ROOT, accuracies, needs_exact_resume, options, run_tool, start_ranks, start_tool
 from safetensors.torch import load_file
 
 from mmaselect.files import ABANDONED_AFTER
@@ -145,6 +145,7 @@ def test_caching(harness, digits, tmp_path):
     assert all(torch.allclose(value, rows[1][key], atol=1e-5) for key, value in rows[0].items())
 
 
+@needs_exact_resume
 def test_pretraining(harness, digits, tmp_path):
     settings = [f'train_dataloader.dataset.data_root={digits}', 'train_cfg.max_iters=80',
                 'model.transformer.num_layers=2', 'default_hooks.checkpoint.interval=10',

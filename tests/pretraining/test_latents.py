@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED_DATA, error_line, make_tiny, run_tool, start_tool
+from conftest import ROOT, SHARED_DATA, error_line, make_tiny, needs_exact_resume, run_tool, start_tool
 from mmengine.registry import DefaultScope, init_default_scope
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -280,6 +280,7 @@ def config(vae, digits, tmp_path):
     return path
 
 
+@needs_exact_resume
 def test_a_run_that_was_killed_ends_as_one_that_was_not(config, tmp_path):
     def arguments(name):
         return ['pretrain.py', config, '--work-dir', tmp_path / name, '--out', tmp_path / name / 'out', '--resume']
