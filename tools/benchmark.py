@@ -342,7 +342,7 @@ def bench_family(args, name, arch, named):
     size = (args.size // 8, args.size // 8)
     latent = torch.randn(args.batch_size, spec.family.latent_channels(spec.config), *size, device=args.device)
     prompt = {one: getattr(model, one) for one in spec.family.prompt_widths(full.config)}
-    time = torch.full((len(latent),), float(model.time(300.0)), device=args.device)
+    steps = torch.full((len(latent),), float(model.time(300.0)), device=args.device)
 
     @torch.no_grad()
     def ours():
@@ -350,7 +350,7 @@ def bench_family(args, name, arch, named):
 
     @torch.no_grad()
     def theirs():
-        full(**spec.family.arguments(full.config, latent, time, prompt), return_dict=False)
+        full(**spec.family.arguments(full.config, latent, steps, prompt), return_dict=False)
         return {tap: to_map(value, size, model.shapes[tap][1], model.image_first) for tap, value in read.items()}
 
     expected = theirs()
@@ -358,7 +358,9 @@ def bench_family(args, name, arch, named):
     if difference > 1e-4:
         raise cli.InputError(f'the features of {name} differ by {difference:.2g}: nothing was timed')
     possible = count_multiply_adds(theirs) / count_multiply_adds(ours)
-    mine, other = interleave(args.repeats, ours, theirs)
+    # On a CPU by its time: other processes of the machine do not count.
+    clock = time.process_time if args.device == 'cpu' else time.perf_counter
+    mine, other = interleave(args.repeats, ours, theirs, clock=clock)
     return Row(
         f'features of {name}, {", ".join(tap.component for tap in taps)} at block {model.last_block}',
         "diffusers' full forward with a hook", f'{1e3 * mine:.0f} ms', f'{1e3 * other:.0f} ms', other / mine,
