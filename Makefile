@@ -86,6 +86,8 @@ lint: $(STAMP)
 $(STAMP): CONSTRAINTS := requirements/constraints.txt
 $(STAMP): EXTRAS := $(EXTRAS),docs
 $(LOWEST)/.installed: CONSTRAINTS := requirements/lowest.txt
+# Earlier ones try version after version of what Python 3.9 has no new one of: for an hour, not for a minute.
+$(LOWEST)/.installed: PIP := 'pip>=25.1'
 # pyenv's python3.9 runs where PYENV_VERSION names it.
 $(LOWEST)/.installed: INTERPRETER = $(shell PYENV_VERSION=3.9 $(LOWEST_PYTHON) -c 'import ensurepip' 2>/dev/null && \
 	echo PYENV_VERSION=3.9 $(LOWEST_PYTHON) || { echo 'no $(LOWEST_PYTHON): $(PYTHON) instead' >&2; echo $(PYTHON); })
@@ -94,7 +96,7 @@ $(LOWEST)/.installed: INTERPRETER = $(shell PYENV_VERSION=3.9 $(LOWEST_PYTHON) -
 %/.installed: INTERPRETER = $(PYTHON)
 %/.installed: $(INPUTS)
 	test -x $*/bin/python || $(INTERPRETER) -m venv $*
-	$*/bin/python -m pip install -q -c $(CONSTRAINTS) 'setuptools>=64,<81' wheel
+	$*/bin/python -m pip install -q -c $(CONSTRAINTS) $(PIP) 'setuptools>=64,<81' wheel
 	$*/bin/python -m pip install -q -c $(CONSTRAINTS) torch
 	$*/bin/python -m pip install -q -c $(CONSTRAINTS) --no-build-isolation -e '.[$(EXTRAS)]'
 	touch $@

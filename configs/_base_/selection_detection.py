@@ -1,5 +1,5 @@
-# What docs/en/evidence.md recommends, on squares from the middle of the images: those of one size share a pass, and those
-# of detection data sets have many. Boxes are not read.
+# What docs/en/evidence.md recommends, on squares from the middle of the images: those of one size share a pass, and
+# those of detection data sets have many. Boxes are not read.
 _base_ = ['selection_recommended.py']
 
 custom_hooks = _base_.custom_hooks
