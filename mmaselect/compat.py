@@ -12,7 +12,7 @@ import importlib.util
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,15 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Repair:
-    """What to do where the import of a module fails.
+    """What to do about the import of a module.
 
     Attributes:
-        known: Says whether an error has the known cause.
+        known: Says whether the error of a failed import has the known cause.
         mend: Called once, before the module is run a second time.
+        then: Called once the import has succeeded.
     """
 
-    known: Callable[[Exception], bool]
-    mend: Callable[[], None]
+    known: Callable[[Exception], bool] = lambda error: False
+    mend: Callable[[], None] = lambda: None
+    then: Callable[[], None] = lambda: None
 
 
 _libraries: list[torch.library.Library] = []
@@ -141,8 +143,8 @@ REPAIRS = {
 class _Watch:
     """Finder that repairs one module's import; it goes as soon as that import has ended, one way or the other."""
 
-    def __init__(self, name: str) -> None:
-        self.watches = name
+    def __init__(self, name: str, repair: Repair) -> None:
+        self.watches, self.repair = name, repair
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """Finds the module as the other finders do, and puts a loader in between that tries twice."""
@@ -174,7 +176,7 @@ class _TriesTwice:
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
-        repair = REPAIRS[self._watch.watches]
+        repair = self._watch.repair
         try:
             self._loader.exec_module(module)
         except Exception as error:
@@ -182,14 +184,19 @@ class _TriesTwice:
                 raise
             repair.mend()
             self._loader.exec_module(module)
+        repair.then()
 
 
-def watch_imports() -> None:
-    """Has the imports of :data:`REPAIRS` watched, unless they have succeeded already."""
+def watch_imports(repairs: Mapping[str, Repair]) -> None:
+    """Has imports watched, unless they have succeeded already.
+
+    Args:
+        repairs: By the name of the module.
+    """
     watched = {getattr(finder, 'watches', None) for finder in sys.meta_path}
-    for name in REPAIRS:
+    for name, repair in repairs.items():
         if name not in sys.modules and name not in watched:
-            sys.meta_path.insert(0, _Watch(name))
+            sys.meta_path.insert(0, _Watch(name, repair))
 
 
 class _PkgResources:
@@ -359,12 +366,25 @@ def check_mmcv_version() -> None:
         )
 
 
-def apply() -> None:
-    """Puts every repair in its place; without mmengine only those of what diffusers needs."""
-    watch_imports()
-    if importlib.util.find_spec('mmengine') is None:
-        return
+def mend_mmengine() -> None:
+    """Repairs mmengine, which has been imported: no part of it is run for someone who does not use it."""
     provide_pkg_resources()
     allow_mmengine_checkpoints()
     allow_cpu_ranks()
     check_mmcv_version()
+
+
+def apply(register: Callable[[], None]) -> None:
+    """Puts every repair in its place: of mmengine at once if it is imported, else as soon as it is.
+
+    Args:
+        register: Called when mmengine is repaired.
+    """
+
+    def then() -> None:
+        mend_mmengine()
+        register()
+
+    watch_imports({**REPAIRS, 'mmengine': Repair(then=then)})
+    if sys.modules.get('mmengine') is not None:
+        then()

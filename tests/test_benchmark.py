@@ -103,7 +103,7 @@ def test_the_accelerators_row_runs_on_a_cpu(benchmark, folder, monkeypatch):
     ],
 )
 def test_a_familys_row_checks_before_it_times(benchmark, name, fewer, monkeypatch):
-    monkeypatch.setattr(benchmark, 'interleave', lambda repeats, *works: [1.0, 2.0])
+    monkeypatch.setattr(benchmark, 'interleave', lambda repeats, *works, clock: [1.0, 2.0])
     row = benchmark.bench_family(ARGS, name, *benchmark.MINIATURES[name])
     assert (row.ratio, row.met) == (2.0, row.target <= 2)
     # Whether torch counts the kernel of a CPU's attention depends on its version.

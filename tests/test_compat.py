@@ -82,12 +82,12 @@ def test_torchvision_whose_library_does_not_load_is_repaired():
 
 def test_two_copies_of_it_do_not_ask_each_other():
     done = python(f"""{NO_LIBRARY}{COMPAT}
-compat.watch_imports()
+compat.watch_imports(compat.REPAIRS)
 {COMPAT}
-compat.watch_imports()
+compat.watch_imports(compat.REPAIRS)
 watched = [one.watches for one in sys.meta_path if hasattr(one, 'watches')]
 assert sorted(watched) == sorted(compat.REPAIRS), watched
-sys.meta_path.insert(0, compat._Watch('torchvision'))
+sys.meta_path.insert(0, compat._Watch('torchvision', compat.REPAIRS['torchvision']))
 import torchvision
 """)
     assert done.returncode == 0, done.stderr
@@ -151,7 +151,8 @@ def test_a_healthy_stack_keeps_no_trace(tmp_path):
         )))
     """
     raw, done = (
-        python(textwrap.dedent(code).replace('APPLY', apply)) for apply in ('', COMPAT + 'compat.apply(); del compat')
+        python(textwrap.dedent(code).replace('APPLY', apply))
+        for apply in ('', COMPAT + 'compat.apply(lambda: None); del compat')
     )
     assert done.returncode == 0, done.stderr
     assert raw.returncode == 0, raw.stderr
@@ -168,7 +169,7 @@ def test_without_an_accelerator_two_functions_of_mmengine_are_wrapped_once():
         from mmengine.model import MMDistributedDataParallel
         import mmaselect
         wrapped = utils._init_dist_pytorch, MMDistributedDataParallel.__init__
-        mmaselect.compat.apply()
+        mmaselect.compat.apply(lambda: None)
         assert wrapped == (utils._init_dist_pytorch, MMDistributedDataParallel.__init__)
         print([f.__wrapped__.__module__ for f in wrapped])
         """
@@ -283,7 +284,7 @@ def test_mmengine_checkpoints_load_without_unpickling_code(tmp_path):
     raw = python('import torch\n' + load)
     assert raw.returncode != 0
     assert 'Weights only load failed' in raw.stderr
-    done = python('import torch, mmaselect\n' + load)
+    done = python('import torch, mmaselect, mmengine\n' + load)
     assert done.stdout.strip() == '0.5', done.stderr
 
 
@@ -350,13 +351,62 @@ def test_an_mmcv_that_mmseg_refuses_is_named(monkeypatch):
 
 
 def test_importing_is_cheap():
+    """It needs neither torch nor mmengine; what it registers, no toolbox."""
     done = python(
         """
-        import sys, mmengine.runner
-        before = set(sys.modules)
+        import sys, time
+        before = time.process_time()
         import mmaselect
-        new = {name.split('.')[0] for name in set(sys.modules) - before}
-        print(sorted(new & {'mmpretrain', 'mmseg', 'diffusers', 'torchvision', 'matplotlib', 'sklearn'}))
+        used = time.process_time() - before
+        from mmaselect import cli, compat
+        packages = lambda: {name.split('.')[0] for name in sys.modules}
+        print(sorted(packages() & {'torch', 'mmengine', 'numpy', 'diffusers'}))
+        import mmengine.runner
+        print(sorted(packages() & {'mmpretrain', 'mmseg', 'diffusers', 'torchvision', 'sklearn'}))
+        print(used)
         """
     )
-    assert done.stdout.strip() == '[]', done.stderr
+    *packages, used = done.stdout.split()
+    assert packages == ['[]', '[]'], done.stderr
+    assert float(used) < 0.3
+
+
+#: Imports each name in a fork: alone, and mmengine behind it; prints what is missing from the registries then.
+FIRST = """
+import importlib, os, sys
+# What takes long and knows nothing of us is imported once.
+for name in ('torch.distributed.fsdp', 'torch.distributed.optim', 'transformers', 'yaml', 'cv2', 'matplotlib.pyplot'):
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        pass
+for name in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        assert 'mmengine' not in sys.modules
+        importlib.import_module('mmaselect')
+        package, _, attribute = name.partition(':')
+        module = importlib.import_module(package)
+        if attribute:
+            getattr(module, attribute)
+        import mmaselect
+        from mmengine.config.utils import MODULE2PACKAGE
+        from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
+        named = dict(WarpedPairs=DATASETS, LoadLabelMap=TRANSFORMS)
+        for one in mmaselect._REGISTERED:
+            named[one] = HOOKS if one.endswith('Hook') else METRICS if one == 'PCK' else MODELS
+        missing = [one for one, registry in named.items() if registry.module_dict.get(one) is None]
+        print(name, MODULE2PACKAGE['mmaselect'], *missing, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_whatever_is_imported_first_all_is_registered():
+    """Each module that others of ours take names from, and each way to a name."""
+    ours = ('backbones', 'cache', 'datasets', 'hooks', 'matchers', 'necks', 'evaluation.pck', 'evaluation.leaderboard')
+    names = [f'mmaselect.{one}' for one in ours] + ['mmengine.runner', 'mmaselect:ASelectDiT', 'mmaselect:PCK']
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', FIRST, *names], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines() == [f'{name} mmaselect' for name in names], done.stderr[-3000:]

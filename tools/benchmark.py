@@ -317,7 +317,8 @@ MINIATURES = {
 
 def bench_families(args, folder):
     """Every family in miniature: its middle block's query, or a set of a U-Net's, against hooks on the full pass."""
-    return [bench_family(args, name, *miniature) for name, miniature in MINIATURES.items()]
+    for name, miniature in MINIATURES.items():
+        yield bench_family(args, name, *miniature)
 
 
 def bench_family(args, name, arch, named):
@@ -341,7 +342,7 @@ def bench_family(args, name, arch, named):
     size = (args.size // 8, args.size // 8)
     latent = torch.randn(args.batch_size, spec.family.latent_channels(spec.config), *size, device=args.device)
     prompt = {one: getattr(model, one) for one in spec.family.prompt_widths(full.config)}
-    time = torch.full((len(latent),), float(model.time(300.0)), device=args.device)
+    steps = torch.full((len(latent),), float(model.time(300.0)), device=args.device)
 
     @torch.no_grad()
     def ours():
@@ -349,7 +350,7 @@ def bench_family(args, name, arch, named):
 
     @torch.no_grad()
     def theirs():
-        full(**spec.family.arguments(full.config, latent, time, prompt), return_dict=False)
+        full(**spec.family.arguments(full.config, latent, steps, prompt), return_dict=False)
         return {tap: to_map(value, size, model.shapes[tap][1], model.image_first) for tap, value in read.items()}
 
     expected = theirs()
@@ -357,7 +358,9 @@ def bench_family(args, name, arch, named):
     if difference > 1e-4:
         raise cli.InputError(f'the features of {name} differ by {difference:.2g}: nothing was timed')
     possible = count_multiply_adds(theirs) / count_multiply_adds(ours)
-    mine, other = interleave(args.repeats, ours, theirs)
+    # On a CPU by its time: other processes of the machine do not count.
+    clock = time.process_time if args.device == 'cpu' else time.perf_counter
+    mine, other = interleave(args.repeats, ours, theirs, clock=clock)
     return Row(
         f'features of {name}, {", ".join(tap.component for tap in taps)} at block {model.last_block}',
         "diffusers' full forward with a hook", f'{1e3 * mine:.0f} ms', f'{1e3 * other:.0f} ms', other / mine,
@@ -398,7 +401,7 @@ def bench_settled(args, folder):
 
 
 def bench_racing(args, folder):
-    """Block evaluations, counted: a race against the sweep, by three criteria, on the demo's DiT and data."""
+    """Block evaluations, counted: a race against the sweep, by two criteria, on the demo's DiT and data."""
     from sklearn.datasets import load_digits
 
     from mmaselect.apis.inference import select
@@ -407,23 +410,26 @@ def bench_racing(args, folder):
     images = nn.functional.interpolate(digits, size=(16, 16), mode='bicubic').clamp(0, 1).expand(-1, 3, -1, -1)
     model = dict(type='SiT', pretrained='mmaselect://dit-nano_digits', latent='pixels', device=args.device)
     rows = []
-    for criterion in ('InstanceInformation', 'HighFrequencyRatio', 'NoiseConsistentHFR'):
-        for noise in ('fixed', 'fresh'):
-            whole, raced = (
-                select(model, images, block='auto', component='query', criterion=dict(type=criterion), compare=[],
-                       num_images=256, search=search, noise=noise, batch_size=64)
-                for search in ('sweep', 'racing')
-            )  # fmt: skip
-            chosen = [f'{one.timestep:g}, block {one.block}' for one in (raced, whole)]
-            same = 'the same choice' if chosen[0] == chosen[1] else f'NOT the same choice ({chosen[1]})'
-            ours, theirs = (one.sweep.block_evaluations for one in (raced, whole))
-            rows.append(
-                Row(
-                    f'racing, 21 timesteps x 256 images, {criterion}, {noise} noise', 'sweep', f'{ours} blocks',
-                    f'{theirs} blocks', theirs / ours, 3.0,
-                    f'{same} ({chosen[0]}); {len(raced.sweep.timesteps)} timesteps on all images',
-                )
-            )  # fmt: skip
+    for criterion, noise in (
+        ('InstanceInformation', 'fixed'),
+        ('InstanceInformation', 'fresh'),
+        ('HighFrequencyRatio', 'fresh'),
+    ):
+        whole, raced = (
+            select(model, images, block='auto', component='query', criterion=dict(type=criterion), compare=[],
+                   num_images=256, search=search, noise=noise, batch_size=64)
+            for search in ('sweep', 'racing')
+        )  # fmt: skip
+        chosen = [f'{one.timestep:g}, block {one.block}' for one in (raced, whole)]
+        same = 'the same choice' if chosen[0] == chosen[1] else f'NOT the same choice ({chosen[1]})'
+        ours, theirs = (one.sweep.block_evaluations for one in (raced, whole))
+        rows.append(
+            Row(
+                f'racing, 21 timesteps x 256 images, {criterion}, {noise} noise', 'sweep', f'{ours} blocks',
+                f'{theirs} blocks', theirs / ours, 3.0,
+                f'{same} ({chosen[0]}); {len(raced.sweep.timesteps)} timesteps on all images',
+            )
+        )  # fmt: skip
     return rows
 
 
@@ -1321,7 +1327,36 @@ def bench_ranks(args, folder):
     ]  # fmt: skip
 
 
+#: Prints CPU seconds of ``import mmaselect``, of torch, and of what ``load``, ``extract`` and ``select`` need besides.
+IMPORT = """
+import json, sys, time
+times = [time.process_time()]
+for work in ('import mmaselect', 'import torch', 'mmaselect.select'):
+    exec(work)
+    times.append(time.process_time())
+assert 'mmengine' not in sys.modules
+print(json.dumps([after - before for before, after in zip(times, times[1:])]))
+"""
+
+
+def bench_import(args, folder):
+    """What an import takes, torch counted apart; each in a process of its own."""
+    runs = []
+    for _ in range(args.repeats):
+        done = subprocess.run([sys.executable, '-c', IMPORT], capture_output=True, text=True, check=True)
+        runs.append(json.loads(done.stdout))
+    package, of_torch, names = (statistics.median(values) for values in zip(*runs))
+    return [
+        Row(
+            work, 'the target', f'{seconds:.3f} s', '0.3 s', 0.3 / seconds, 1.0,
+            f'CPU time; torch itself takes {of_torch:.2f} s, mmengine is not imported',
+        )
+        for work, seconds in (('import mmaselect', package), ('mmaselect.select, torch in memory', names))
+    ]  # fmt: skip
+
+
 ROWS = {
+    'import': bench_import,
     'features': bench_features,
     'words': bench_words,
     'unet': bench_unet,
@@ -1382,7 +1417,10 @@ def main():
         if set(args.rows) & NEED_MODEL:
             save_model(Path(folder))
         for name in args.rows:
-            rows += ROWS[name](args, Path(folder))
+            for row in ROWS[name](args, Path(folder)):
+                rows.append(row)
+                # The table comes last, and some rows take minutes.
+                print(f'{row.work}: {row.ours}, {row.theirs}, {row.ratio:.2f}; {row.note}', file=sys.stderr, flush=True)
             gc.collect()
     table = Table(title=f'{torch.get_num_threads()} threads' if args.device == 'cpu' else torch.cuda.get_device_name(),
                   title_justify='left')  # fmt: skip

@@ -65,8 +65,8 @@ def choose(args, backbone):
     for name, value in (('timestep', timestep), ('block', block), ('component', component)):
         if value == 'auto':
             raise InputError(f'{name} is open: give --{name}, or --selection with what `mmaselect select` has written')
-    if backbone.get('taps') is not None:
-        raise InputError('taps of a config are not read here: give --block and --component')
+    if args.block is None and args.component is None and backbone.get('taps') is not None:
+        return timestep, dict(taps=backbone['taps'])
     return timestep, dict(block=block, component=component)
 
 

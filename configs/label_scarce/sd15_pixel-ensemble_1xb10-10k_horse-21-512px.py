@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/models/pixel-ensemble_sd15.py',
     '../_base_/datasets/horse_21_512.py',
     '../_base_/schedules/pixels_10k.py',
-    '../_base_/selection_recommended.py',
+    '../_base_/selection_cells.py',
     '../_base_/segmentation_runtime.py',
 ]
 

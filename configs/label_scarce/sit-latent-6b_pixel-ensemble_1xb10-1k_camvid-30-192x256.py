@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/pixel-ensemble.py',
     '../_base_/datasets/camvid-30_192x256.py',
     '../_base_/schedules/pixels_10k.py',
-    '../_base_/selection_recommended.py',
+    '../_base_/selection_cells.py',
     '../_base_/segmentation_runtime.py',
 ]
 

@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/models/upernet_gdf-sd15.py',
     '../_base_/datasets/ade20k_512x512.py',
     '../_base_/schedules/gdf_80k.py',
-    '../_base_/selection_recommended.py',
+    '../_base_/selection_cells.py',
     '../_base_/segmentation_runtime.py',
 ]
 

@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/upernet_dit.py',
     '../_base_/datasets/camvid_192x256.py',
     '../_base_/schedules/segmentation_adamw_200.py',
-    '../_base_/selection_recommended.py',
+    '../_base_/selection_cells.py',
     '../_base_/segmentation_runtime.py',
 ]
 

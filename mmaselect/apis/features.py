@@ -23,6 +23,7 @@ def write_features(
     timestep: float | Sequence[float] | Selection,
     block: int | Sequence[int] | None = None,
     component: str | Sequence[str] = 'query',
+    taps: str | Sequence[str] | None = None,
     **options: Any,
 ) -> dict[str, torch.Size]:
     """Writes the features of image files as safetensors, under a temporary name until they are whole.
@@ -35,6 +36,7 @@ def write_features(
         timestep: See :func:`~mmaselect.extract`.
         block: See :func:`~mmaselect.load`.
         component: Likewise.
+        taps: Likewise.
         **options: Of :func:`~mmaselect.extract`.
 
     Returns:
@@ -51,7 +53,7 @@ def write_features(
     if isinstance(timestep, Selection):
         loaded, timesteps = load_taps(model, timestep.taps), tuple(timestep.timesteps)
     else:
-        loaded, timesteps = load(model, block, component), check_timesteps(timestep)
+        loaded, timesteps = load(model, block, component, taps), check_timesteps(timestep)
     found = extract(loaded, files, timesteps, **options)
     if isinstance(found, torch.Tensor):
         found = {(timesteps[0], *loaded.family.taps[0]): found}

@@ -62,6 +62,7 @@ def extract(
     timestep: float | Sequence[float] | Selection,
     block: int | Sequence[int] | None = None,
     component: str | Sequence[str] = 'query',
+    taps: str | Sequence[str] | None = None,
     pool: bool = False,
     noise: str = 'fixed',
     seed: int = 0,
@@ -77,6 +78,7 @@ def extract(
         timestep: In [0, 1000], or several; or a selection, which brings block and component with it.
         block: See :func:`load`.
         component: See :func:`load`.
+        taps: See :func:`load`.
         pool: Average each map over its cells.
         noise: ``'fixed'``: the same for all images, as ``ASelectDiT`` does by default; ``'fresh'``: each image has
             its own, which depends on nothing but its pixels.
@@ -107,18 +109,21 @@ def extract(
     """
     draw = policy_noise(noise, seed)
     if isinstance(timestep, Selection):
-        taps, timesteps = tuple(timestep.taps), tuple(timestep.timesteps)
-        loaded = load_taps(model, taps)
+        chosen, timesteps = tuple(timestep.taps), tuple(timestep.timesteps)
+        loaded = load_taps(model, chosen)
     else:
-        timesteps, loaded = check_timesteps(timestep), load(model, block, component)
-        taps = loaded.family.taps
-    missing = [tap for tap in taps if tap not in loaded.family.taps]
+        timesteps, loaded = check_timesteps(timestep), load(model, block, component, taps)
+        chosen = loaded.family.taps
+    missing = [tap for tap in chosen if tap not in loaded.family.taps]
     if missing:
         name = f'block {missing[0].block} {missing[0].component}'
-        raise InputError(f'{name} was selected, but the model was not loaded for it')
+        raise InputError(
+            f'{name} was selected, but the model was not loaded for it: load it with this block and component, or give '
+            'its dict(type=...)'
+        )
     source = Images(images, size or loaded.image_size)
     source.fit(loaded, batch_size, group=1)
-    keys = [(t, *tap) for t in timesteps for tap in taps]
+    keys = [(t, *tap) for t in timesteps for tap in chosen]
 
     def read(part: Tensor) -> list[Tensor]:
         found = {}

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import mmaselect.diffusion
-from mmaselect.backbones import ASelectDiT
 from mmaselect.backbones import aselect as backbone_module
+from mmaselect.backbones.aselect import ASelectDiT
 from mmaselect.cache.contents import BLOCK, Found, read_block, stamp_of
 from mmaselect.cache.dataset import MAPS, CachedFeatures
 from mmaselect.cache.fingerprint import UnreadableFile, files_of, fingerprint, source_of
@@ -81,7 +81,10 @@ class FeatureCache:
                 'remove it, or cache'
             )
         if not hasattr(loader.dataset, 'get_data_info'):
-            raise InputError(f'{type(loader.dataset).__name__} has no get_data_info: its samples cannot be told apart')
+            raise InputError(
+                f'{type(loader.dataset).__name__} has no get_data_info, so its samples cannot be told apart: derive it '
+                "from mmengine's BaseDataset, or remove cache"
+            )
         mixing = next((step for step in transforms_of(loader.dataset) if hasattr(step, 'get_indices')), None)
         if mixing is not None:
             raise InputError(

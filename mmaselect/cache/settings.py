@@ -59,5 +59,5 @@ class CacheSettings:
         """Reads a config entry; a field that does not exist is named, with those that do."""
         check_fields(settings, 'cache', [field.name for field in fields(cls)], "dict(dir='FOLDER')")
         if 'dir' not in settings:
-            raise InputError('cache has no dir: give a folder')
+            raise InputError('cache.dir is not set: give a folder')
         return cls(**settings)

@@ -435,5 +435,5 @@ def _affine(moved: Tensor, size: tuple[float, float], path: str) -> Tensor:
     points = np.concatenate([REFERENCES * size, np.ones((len(REFERENCES), 1))], 1)
     solution = np.linalg.lstsq(points, moved.double().numpy(), rcond=None)[0]
     if np.abs(points @ solution - moved.double().numpy()).max() > 0.01:
-        raise InputError(f'the pipeline moves points of {path} in no affine way: leave out crops')
+        raise InputError(f'the pipeline moves the points of {path} by more than an affine transform: leave out crops')
     return torch.from_numpy(solution.T)

@@ -363,7 +363,7 @@ def read_vae_config(source: Source, subfolder: str) -> dict[str, Any]:
     if config is None or found not in ENCODERS:
         raise InputError(
             f'{source.field}={source.name!r} holds {found!r}; a VAE of class {" or ".join(ENCODERS)} is expected, its '
-            'original file, or a TAESD folder with one *_encoder.safetensors'
+            'original file, or a TAESD folder with one *_encoder.pth or .safetensors'
         )
     return config
 

@@ -72,11 +72,15 @@ def build_encoder(config: dict[str, Any]) -> nn.Module:
 
 
 def find_raw(source: Source) -> Tensors | None:
-    """Opens the ``*_encoder.safetensors`` of a folder without ``config.json``; None unless there is exactly one."""
+    """Opens the ``*_encoder.pth`` of a folder without ``config.json``, or better the same as ``.safetensors``.
+
+    None unless there is exactly one.
+    """
     if source.folder is None or (not source.single and source.find('config.json') is not None):
         return None
-    files = list(source.folder.glob(source.single or '*_encoder.safetensors'))
-    files = [file for file in files if file.name.endswith('_encoder.safetensors')]
+    found = list(source.folder.glob(source.single or '*_encoder.*'))
+    files = [file for file in found if file.name.endswith('_encoder.safetensors')]
+    files = files or [file for file in found if file.name.endswith('_encoder.pth')]
     return Tensors(source, {None: files[0].name}) if len(files) == 1 else None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from mmaselect.datasets import LAYOUTS
+from mmaselect.datasets.layouts import LAYOUTS
 from mmaselect.errors import InputError
 from mmaselect.evaluation.runs import METRICS, Incomplete, Run, Task, find_runs, read_run
 from mmaselect.selection.report import render

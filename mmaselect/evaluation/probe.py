@@ -24,8 +24,11 @@ from mmaselect.images import IGNORED
 from mmaselect.progress import progress_bar
 from mmaselect.selection.features import cell_labels
 
-#: Cells per image that a probe of segmentation sees.
-CELLS = 32
+#: Cells per image that a probe of segmentation sees at most, drawn at random. With few, all probes overfit, and the
+#: order of timesteps is that of their noise.
+CELLS = 256
+#: Penalties among which a probe of cells chooses, per sample.
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1, 10)
 
 
 @dataclass
@@ -35,6 +38,7 @@ class ProbeResult:
     Attributes:
         timesteps: Probed timesteps.
         accuracy: Test accuracy in percent, of images, or of cells in segmentation, for each tap and timestep.
+        halves: The same on either half of the test images: how far a probe agrees with itself.
         block_evaluations: Images x timesteps x blocks, training and test.
         feature_seconds: Time in the frozen model.
         probe_seconds: Time in training the probes.
@@ -42,6 +46,7 @@ class ProbeResult:
 
     timesteps: list[float]
     accuracy: dict[Tap, list[float]] = field(default_factory=dict)
+    halves: tuple[dict[Tap, list[float]], ...] = field(default_factory=lambda: ({}, {}))
     block_evaluations: int = 0
     feature_seconds: float = 0.0
     probe_seconds: float = 0.0
@@ -51,15 +56,31 @@ class ProbeResult:
         return [sum(values) / len(taps) for values in zip(*(self.accuracy[tap] for tap in taps))]
 
 
+class Samples(NamedTuple):
+    """What a linear probe is trained or tested on.
+
+    A sample is the mean over an image's cells; in segmentation a cell, of at most ``CELLS`` per image.
+
+    Attributes:
+        features: (samples, C) by timestep and tap.
+        labels: Class of each, (samples,).
+        images: Number of the image of each, (samples,).
+    """
+
+    features: dict[tuple[float, Tap], np.ndarray]
+    labels: np.ndarray
+    images: np.ndarray
+
+
 @torch.no_grad()
-def read_features(
+def read_samples(
     images: RunnerImages,
     timesteps: Sequence[float],
     taps: Sequence[Tap],
     noise: str = 'fresh',
     seed: int = 0,
     on_batch: Callable[[], object] | None = None,
-) -> tuple[dict[tuple[float, Tap], np.ndarray], np.ndarray]:
+) -> Samples:
     """Reads what a linear probe is trained on.
 
     Args:
@@ -72,8 +93,7 @@ def read_features(
         on_batch: Called after every batch.
 
     Returns:
-        Features (samples, C) by timestep and tap, and labels (samples,). A sample is the mean over an image's cells;
-        in segmentation one of ``CELLS`` cells per image.
+        The samples, image by image.
 
     Raises:
         InputError: If the images have no labels.
@@ -82,6 +102,7 @@ def read_features(
     model = images.backbone.diffusion
     features: dict[tuple[float, Tap], list[Tensor]] = {(one, tap): [] for one in timesteps for tap in taps}
     labels: list[Tensor] = []
+    numbers: list[Tensor] = []
     draw = policy_noise(noise, images.backbone.noise_seed)
     for batch in images.batches(range(len(images))):
         batch, sampled = batch.padded(model.multiple), None
@@ -90,10 +111,12 @@ def read_features(
         if batch.labels.dim() == 3:
             finest = min(model.strides[tap] for tap in taps)
             dense = cell_labels(batch.labels, [side // finest for side in batch.images.shape[-2:]])
-            sampled = _samples(dense, batch.indices, seed)
+            sampled = _draw_cells(dense, batch.indices, seed)
         labels.append(batch.labels if sampled is None else sampled.labels)
+        indices = torch.tensor(batch.indices)
+        numbers.append(indices if sampled is None else indices[sampled.image])
 
-        def take(one: float, tap: Tap, value: Tensor, sampled: Samples | None = sampled) -> None:
+        def take(one: float, tap: Tap, value: Tensor, sampled: Cells | None = sampled) -> None:
             if (one, tap) in features:
                 features[one, tap].append((value.mean((2, 3)) if sampled is None else sampled.of(value)).cpu())
 
@@ -101,10 +124,11 @@ def read_features(
             model.read_images(batch.images, timesteps, draw, take)
         if on_batch is not None:
             on_batch()
-    return {key: torch.cat(parts).numpy() for key, parts in features.items()}, torch.cat(labels).numpy()
+    read = {key: torch.cat(parts).numpy() for key, parts in features.items()}
+    return Samples(read, torch.cat(labels).numpy(), torch.cat(numbers).numpy())
 
 
-class Samples(NamedTuple):
+class Cells(NamedTuple):
     """Cells of a batch of label maps.
 
     Attributes:
@@ -124,7 +148,7 @@ class Samples(NamedTuple):
         return maps[self.image.to(maps.device), :, row, column]
 
 
-def _samples(labels: Tensor, indices: Sequence[int], seed: int) -> Samples:
+def _draw_cells(labels: Tensor, indices: Sequence[int], seed: int) -> Cells:
     """Draws cells of label maps (B, h, w)."""
     images, cells = [], []
     for position, index in enumerate(indices):
@@ -133,17 +157,32 @@ def _samples(labels: Tensor, indices: Sequence[int], seed: int) -> Samples:
         cells.append(valid[torch.from_numpy(order)])
         images.append(torch.full((len(order),), position))
     image, cell = torch.cat(images), torch.cat(cells)
-    return Samples(image, (cell + 0.5) / torch.tensor(labels.shape[-2:]), labels[image, cell[:, 0], cell[:, 1]])
+    return Cells(image, (cell + 0.5) / torch.tensor(labels.shape[-2:]), labels[image, cell[:, 0], cell[:, 1]])
 
 
-def linear_probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> float:
-    """Test accuracy in percent of a logistic regression on standardised features (L2 penalty, C = 1)."""
-    from sklearn.linear_model import LogisticRegression
+def linear_probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, cells: bool = False) -> np.ndarray:
+    """What a linear classifier on standardised features takes test samples for.
+
+    It is a logistic regression (L2 penalty, C = 1); for cells, of which there are thousands, a ridge regression on the
+    classes, whose penalty is chosen by leaving out one training sample at a time.
+
+    Args:
+        train: (samples, C).
+        train_labels: (samples,).
+        test: (test samples, C).
+        cells: Whether samples are cells.
+
+    Returns:
+        Labels, (test samples,).
+    """
+    from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))
-    return 100 * float(probe.fit(train, train_labels).score(test, test_labels))
+    found = LogisticRegression(max_iter=300, tol=1e-3)
+    if cells:
+        found = RidgeClassifierCV(alphas=[len(train) * penalty for penalty in PENALTIES])
+    return make_pipeline(StandardScaler(), found).fit(train, train_labels).predict(test)
 
 
 def probe(
@@ -161,7 +200,7 @@ def probe(
         runner: Of a config with both.
         timesteps: Each in [0, 1000].
         taps: Of those that the backbone's model reads.
-        noise: See :func:`read_features`.
+        noise: See :func:`read_samples`.
         seed: Likewise.
         store: JSON file that keeps the results of a request, so that figures and tables share them.
         progress: Show a progress bar.
@@ -175,7 +214,7 @@ def probe(
     splits = {'train': runner.train_dataloader.dataset, 'val': runner.val_dataloader.dataset}
     request = {
         'recipe': digest({**backbone.recipe, 'noise': noise}).hex(), 'timesteps': timesteps,
-        'taps': [list(tap) for tap in taps], 'noise': noise, 'seed': seed,
+        'taps': [list(tap) for tap in taps], 'noise': noise, 'seed': seed, 'cells': CELLS,
         'images': {name: len(dataset) for name, dataset in splits.items()},
     }  # fmt: skip
     known = _read_store(store)
@@ -192,21 +231,24 @@ def probe(
     with progress_bar(total=total, desc=f'linear probes, {noise} noise', unit='step', disable=not progress) as bar:
         started = time.perf_counter()
         for name, images in sources.items():
-            read[name] = read_features(images, timesteps, taps, noise, seed, lambda: bar.update(len(timesteps)))
+            read[name] = read_samples(images, timesteps, taps, noise, seed, lambda: bar.update(len(timesteps)))
             result.block_evaluations += len(images) * len(timesteps) * backbone.diffusion.num_blocks
         result.feature_seconds = time.perf_counter() - started
         started = time.perf_counter()
-        (train, train_labels), (test, test_labels) = read['train'], read['val']
+        train, test = read['train'], read['val']
+        cells = len(np.unique(test.images)) < len(test.images)
         for tap in taps:
-            result.accuracy[tap] = []
             for one in timesteps:
-                accuracy = linear_probe(train[one, tap], train_labels, test[one, tap], test_labels)
-                result.accuracy[tap].append(accuracy)
+                found = linear_probe(train.features[one, tap], train.labels, test.features[one, tap], cells)
+                right = 100 * (found == test.labels)
+                result.accuracy.setdefault(tap, []).append(float(right.mean()))
+                for half, accuracy in enumerate(result.halves):
+                    accuracy.setdefault(tap, []).append(float(right[test.images % 2 == half].mean()))
                 bar.update()
         result.probe_seconds = time.perf_counter() - started
     if store is not None:
         content = asdict(result)
-        content['accuracy'] = [[*tap, values] for tap, values in result.accuracy.items()]
+        content['accuracy'], content['halves'] = _to_lists(result.accuracy), list(map(_to_lists, result.halves))
         write_json(store, [*known, {'request': request, 'result': content}])
     return result
 
@@ -217,10 +259,18 @@ def _read_store(store: str | Path | None) -> list[dict[str, Any]]:
     try:
         return [entry for entry in json.loads(Path(store).read_text(encoding='utf-8')) if entry['result']]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f'{store} does not hold probe results: {error}') from error
+        raise InputError(f'{store} does not hold probe results, delete it: {error}') from error
+
+
+def _to_lists(accuracy: dict[Tap, list[float]]) -> list[list[Any]]:
+    return [[*tap, values] for tap, values in accuracy.items()]
+
+
+def _to_taps(lists: list[list[Any]]) -> dict[Tap, list[float]]:
+    return {Tap(block, component): values for block, component, values in lists}
 
 
 def _from_entry(entry: dict[str, Any]) -> ProbeResult:
     content = dict(entry['result'])
-    content['accuracy'] = {Tap(block, component): values for block, component, values in content['accuracy']}
+    content['accuracy'], content['halves'] = _to_taps(content['accuracy']), tuple(map(_to_taps, content['halves']))
     return ProbeResult(**content)

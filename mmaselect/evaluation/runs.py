@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmaselect.backbones.aselect import RECIPE, TAPS, TIMESTEP, read_choice
-from mmaselect.datasets import LAYOUTS
+from mmaselect.datasets.layouts import LAYOUTS
 from mmaselect.diffusion.recipe import digest
 from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError

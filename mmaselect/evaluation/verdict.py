@@ -56,6 +56,23 @@ def judge(
     )
 
 
+def judge_probe(halves: Sequence[Mapping[Tap, Sequence[float]]], timesteps: Sequence[float]) -> Verdict:
+    """Judges the probe by itself: what it chooses on one half of the test images is judged on the other half.
+
+    A criterion can hardly do better: what is left is the error of the test images.
+
+    Args:
+        halves: Accuracy of the probe on either half, in percent.
+        timesteps: Of both.
+
+    Returns:
+        The mean of both ways; the picks are those of the first half.
+    """
+    first, second = (judge(halves[one], halves[1 - one], timesteps) for one in (0, 1))
+    mean = {name: (getattr(first, name) + getattr(second, name)) / 2 for name in ('correlation', 'gap', 'joint')}
+    return Verdict(**mean, largest=max(first.largest, second.largest), picks=first.picks)
+
+
 def judge_rule(timestep: float, accuracy: Mapping[Tap, Sequence[float]], timesteps: Sequence[float]) -> Verdict:
     """Judges a rule that always takes one timestep, see :func:`judge`."""
     nearest = min(range(len(timesteps)), key=lambda place: abs(timesteps[place] - timestep))

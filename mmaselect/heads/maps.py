@@ -24,4 +24,6 @@ def check_maps(maps: Sequence[Tensor], in_channels: tuple[int, ...], owner: str 
     """Raises :class:`InputError` unless the maps (B, C, h, w) have the channels that their reader was built for."""
     found = tuple(one.shape[1] for one in maps)
     if found != in_channels:
-        raise InputError(f'in_channels={in_channels} of the {owner}, but maps of {found} channels came in')
+        raise InputError(
+            f'in_channels={in_channels} of the {owner}, but maps of {found} channels came in: set in_channels to theirs'
+        )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import BatchSampler
 
-from mmaselect.backbones import ASelectDiT
+from mmaselect.backbones.aselect import ASelectDiT
 from mmaselect.datasets.readable import check_sample
 from mmaselect.errors import InputError
 from mmaselect.images import IGNORED, ImageSource

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import shlex
@@ -19,7 +20,7 @@ from mmengine.runner import BaseLoop, Runner
 from mmengine.visualization import LocalVisBackend
 from PIL import Image
 
-from mmaselect.backbones import ASelectDiT
+from mmaselect.backbones.aselect import ASelectDiT
 from mmaselect.datasets.readable import name_broken_files
 from mmaselect.diffusion.memory import check_batch_size
 from mmaselect.diffusion.recipe import digest
@@ -279,6 +280,7 @@ class TimestepSelectionHook(Hook):
         backbone = images.backbone
         content = selection.save(
             runner.work_dir,
+            functools.partial(self._write_pictures, runner, selection, images),
             seed=self.seed,
             request=request,
             config={
@@ -314,25 +316,20 @@ class TimestepSelectionHook(Hook):
         with Image.open(Path(runner.work_dir) / 'selection.png') as curve:
             # With the suffix: MLflow writes a file of this name.
             runner.visualizer.add_image('selection.png', np.asarray(curve.convert('RGB')))
-        self._write_page(runner, selection, images, content)
         return content
 
-    def _write_page(self, runner: Runner, selection: Selection, images: RunnerImages, content: dict[str, Any]) -> None:
-        """Writes ``report.html``. Whatever goes wrong here costs no selection: it is chosen and written."""
-        folder, model, sigma = Path(runner.work_dir), images.backbone.diffusion, getattr(self.criterion, 'sigma', 0.25)
+    def _write_pictures(
+        self, runner: Runner, selection: Selection, images: RunnerImages, content: dict[str, Any]
+    ) -> None:
+        """Writes what ``report.html`` shows of images. A pass that fails here costs no selection, only the pictures."""
+        from mmaselect.pages.pictures import write_pictures
+
+        model, sigma = images.backbone.diffusion, getattr(self.criterion, 'sigma', 0.25)
         (drawn,) = draw_portions(len(images), images.group, self.seed)
         try:
-            from mmaselect.pages.pictures import write_pictures
-
-            write_pictures(folder, content, model, images, drawn, selection.taps[0], sigma)
-        except Exception as error:
+            write_pictures(runner.work_dir, content, model, images, drawn, selection.taps[0], sigma)
+        except (InputError, RuntimeError) as error:  # an image that has gone since, or no memory left
             runner.logger.warning(f'report.html has no pictures: {error!r}')
-        try:
-            from mmaselect.pages import write_report
-
-            write_report(folder)
-        except Exception as error:
-            runner.logger.warning(f'report.html was not written: {error!r}')
 
 
 def _describe_data(runner: Runner) -> dict[str, Any]:
@@ -355,7 +352,7 @@ def check_candidates(blocks: Sequence[int] | None, components: Sequence[str] | N
         check_count(block, 'blocks', 0)
     for component in components or ():
         if not isinstance(component, str):
-            raise InputError(f'components={components!r} is not valid: give names')
+            raise InputError(f'components={components!r} is not valid: give names, such as query and value')
 
 
 def _command() -> str:

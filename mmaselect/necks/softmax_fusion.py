@@ -78,7 +78,10 @@ class SoftmaxFusion(BaseModule):
             InputError: If there are more or fewer maps.
         """
         if len(maps) != self.num_maps:
-            raise InputError(f'SoftmaxFusion was built for num_maps={self.num_maps}, but {len(maps)} came in')
+            raise InputError(
+                f'SoftmaxFusion was built for num_maps={self.num_maps}, but {len(maps)} came in: '
+                f'set num_maps={len(maps)}'
+            )
         normed = [norm(one) for norm, one in zip(self.norms, maps)]
         fused = []
         for output, weights in enumerate(self.weights):

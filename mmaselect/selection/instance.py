@@ -10,6 +10,7 @@ With ``x_iv`` the pooled feature of view ``v`` of image ``i`` under the noise th
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from typing import Any
 
@@ -73,9 +74,8 @@ class ViewCriterion(Criterion):
         Returns:
             (B, views, cells, channels), float32, on the CPU.
         """
-        maps = torch.stack(features.views, 1).float()
-        rows = F.adaptive_avg_pool2d(maps.flatten(0, 1), self.pool).unflatten(0, maps.shape[:2])
-        return _project(rows.flatten(3).transpose(2, 3), self.max_channels).cpu()
+        rows = torch.stack([_pooled(maps, self.pool) for maps in features.views], 1)
+        return _project(rows, self.max_channels).cpu()
 
     def score(self, rows: Tensor) -> float:
         """Scores all images.
@@ -118,13 +118,23 @@ class ViewCriterion(Criterion):
         """Scores centred features, (images, views, cells, channels), float64."""
 
 
+def _pooled(maps: Tensor, side: int) -> Tensor:
+    """Maps (B, C, h, w) in cells, (B, cells, C), float32; a mean needs no copy of half-precision maps."""
+    if side == 1:
+        return maps.mean((2, 3), dtype=torch.float32)[:, None]
+    return F.adaptive_avg_pool2d(maps.float(), side).flatten(2).transpose(1, 2)
+
+
 def _project(rows: Tensor, most: int) -> Tensor:
     """At most so many channels, (..., channels): more are projected at random, always alike."""
     channels = rows.shape[-1]
-    if channels <= most:
-        return rows
+    return rows if channels <= most else rows @ _projection(channels, most, rows.device)
+
+
+@functools.lru_cache(maxsize=32)
+def _projection(channels: int, most: int, device: torch.device) -> Tensor:
     drawn = torch.randn(channels, most, generator=seeded_generator(0, channels))
-    return rows @ (drawn / most**0.5).to(rows)
+    return (drawn / most**0.5).to(device)
 
 
 def scatters(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,7 +191,7 @@ class InstanceInformation(ViewCriterion):
         centred = self._centre(rows)
         if centred is None:
             return torch.zeros(int(parts.max()) + 1).double()
-        right, wrong = (self._information(*_scatters_without(one, parts)) for one in _named(_standardise(centred)))
+        right, wrong = (self._information_without(one, parts) for one in _named(_standardise(centred)))
         return (right - wrong).clamp_min(0)
 
     def _score(self, rows: Tensor) -> float:
@@ -191,14 +201,62 @@ class InstanceInformation(ViewCriterion):
                 f'shrinkage=0 needs at least {channels} views beside the images for {channels} channels; there are '
                 f'{n * (q - 1) * cells}: set shrinkage=0.1, or take more images'
             )
-        right, wrong = (self._information(*scatters(one)) for one in _named(_standardise(rows)))
+        right, wrong = (self._information(one) for one in _named(_standardise(rows)))
         return max(0.0, (right - wrong).item())
 
-    def _information(self, between: Tensor, within: Tensor) -> Tensor:
-        identity = torch.eye(within.shape[-1], dtype=within.dtype)
-        level = self.shrinkage * within.diagonal(dim1=-2, dim2=-1).mean(-1) + RIDGE
-        within = (1 - self.shrinkage) * within + level[..., None, None] * identity
-        return 0.5 * (torch.logdet(within + between) - torch.logdet(within))
+    def _information(self, rows: Tensor) -> Tensor:
+        """Of standardised rows; scatters stay factors, so that few images make no matrix of channels."""
+        n, q, cells, channels = rows.shape
+        means = rows.mean(1, keepdim=True)
+        within = (rows - means).reshape(-1, channels) / (n * (q - 1) * cells) ** 0.5
+        between = means.reshape(-1, channels) / ((n - 1) * cells) ** 0.5
+        level = self._level(within.square().sum() / channels)
+        # With S_b = between - S_w / q.
+        both = torch.cat([(1 - self.shrinkage - 1 / q) ** 0.5 * within, between])
+        return _half_logdet(both, level) - _half_logdet((1 - self.shrinkage) ** 0.5 * within, level)
+
+    def _information_without(self, rows: Tensor, parts: Tensor) -> Tensor:
+        """:meth:`_information` without each part, (parts,), of rows that are centred as a whole."""
+        n, q, cells, channels = rows.shape
+        means = rows.mean(1)
+        deviations = rows - means[:, None]
+
+        def products(chosen: Tensor) -> tuple[Tensor, Tensor]:
+            within, between = deviations[chosen].reshape(-1, channels), means[chosen].reshape(-1, channels)
+            return within.T @ within, between.T @ between
+
+        all_within, all_between = products(torch.ones(n, dtype=torch.bool))
+        found = []
+        for part in range(int(parts.max()) + 1):
+            chosen = parts == part
+            within, between = products(chosen)
+            left, moved = n - int(chosen.sum()), means[chosen].sum(0)
+            # All means together are 0, so those that are left have the mean - moved / left.
+            between = (all_between - between).addmm_(moved.T, moved, alpha=-1 / left).div_((left - 1) * cells)
+            within = (all_within - within).div_(left * (q - 1) * cells)
+            level = self._level(within.diagonal().mean())
+            both = between.add_(within, alpha=1 - self.shrinkage - 1 / q)
+            within.mul_(1 - self.shrinkage)
+            for matrix in (both, within):
+                matrix.diagonal().add_(level)
+            found.append(_half_logdet_of(both) - _half_logdet_of(within))
+        return torch.stack(found)
+
+    def _level(self, mean: Tensor) -> Tensor:
+        """What is added to the diagonal of ``S_w``, by the mean of it."""
+        return self.shrinkage * mean + RIDGE
+
+
+def _half_logdet_of(matrix: Tensor) -> Tensor:
+    return torch.linalg.cholesky(matrix).diagonal().log().sum()
+
+
+def _half_logdet(factor: Tensor, level: Tensor) -> Tensor:
+    """Half of log det(1 + F^T F / level) of a factor (rows, C), on its shorter side."""
+    gram = factor @ factor.T if len(factor) < factor.shape[1] else factor.T @ factor
+    gram = gram / level
+    gram.diagonal().add_(1)
+    return _half_logdet_of(gram)
 
 
 def _standardise(rows: Tensor) -> Tensor:
@@ -209,26 +267,6 @@ def _standardise(rows: Tensor) -> Tensor:
 def _named(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Views under their images' names, and under wrong ones: what so few images give if there is nothing to tell."""
     return rows, torch.stack([rows[:, number].roll(number, 0) for number in range(rows.shape[1])], 1)
-
-
-def _scatters_without(rows: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`scatters` without each part, (parts, C, C) each; rows are centred as a whole."""
-    n, q, cells, _ = rows.shape
-    means = rows.mean(1)
-    within, between, sums, counts = [], [], [], []
-    for part in range(int(parts.max()) + 1):
-        mine = means[parts == part]
-        deviations = (rows[parts == part] - mine[:, None]).flatten(0, 2)
-        within.append(deviations.T @ deviations)
-        between.append(mine.flatten(0, 1).T @ mine.flatten(0, 1))
-        sums.append(mine.sum(0))
-        counts.append(n - len(mine))
-    left = torch.tensor(counts).double()[:, None, None]
-    every_within, every_between, moved = torch.stack(within), torch.stack(between), torch.stack(sums)
-    s_w = (every_within.sum(0) - every_within) / (left * (q - 1) * cells)
-    # All means together are 0, so those that are left have the mean - moved / left.
-    s_b = every_between.sum(0) - every_between - moved.transpose(1, 2) @ moved / left
-    return s_b / ((left - 1) * cells) - s_w / q, s_w
 
 
 class ViewConsistency(ViewCriterion):

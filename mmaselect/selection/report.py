@@ -6,7 +6,7 @@ import json
 import locale
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,19 +190,27 @@ class Selection:
         sweep = SearchResult(scores=scores, choices=choices, intervals=intervals, **plain)
         return cls(sweep, content['criterion_label'], content['criterion'])
 
-    def save(self, folder: str | Path, **extra: Any) -> dict[str, Any]:
-        """Writes ``selection.json`` and ``selection.png``, atomically, the JSON last.
+    def save(
+        self, folder: str | Path, pictures: Callable[[dict[str, Any]], None] | None = None, **extra: Any
+    ) -> dict[str, Any]:
+        """Writes ``selection.png``, ``selection.json`` and ``report.html``, each atomically, in this order.
 
         Args:
             folder: Where to.
+            pictures: Called with the content of the JSON before the page is made: writes what the page shows of images.
             **extra: Further entries of the JSON.
 
         Returns:
             The content of the JSON.
         """
+        from mmaselect.pages.report import write_report
+
         content = self.to_dict(**extra)
         plot(self, Path(folder) / 'selection.png')
         write_json(Path(folder) / 'selection.json', content)
+        if pictures is not None:
+            pictures(content)
+        write_report(folder)
         return content
 
     def table(self) -> str:

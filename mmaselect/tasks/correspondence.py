@@ -22,6 +22,7 @@ from mmaselect.diffusion.reader import FrozenDiffusion
 from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError, check_choice, check_count, check_number, check_timesteps, naming
 from mmaselect.images import Images, read_picture
+from mmaselect.progress import PATIENCE, progress_bar
 from mmaselect.selection.report import Selection
 
 #: Places of a target that are compared at once: memory is their number times the channels of all maps.
@@ -110,11 +111,14 @@ def read_maps(
         A map (B, C, h, w), float32, for each timestep and tap, taps innermost; its cells divide the image evenly.
     """
     total: dict[tuple[float, Tap], Tensor] = {}
+    count = ensemble * len(timesteps) * len(model.family.taps)
+    with progress_bar(desc='matching', total=count, unit='maps', delay=PATIENCE, leave=False) as bar:
 
-    def add(timestep: float, tap: Tap, value: Tensor) -> None:
-        total[timestep, tap] = total.get((timestep, tap), 0) + value / ensemble
+        def add(timestep: float, tap: Tap, value: Tensor) -> None:
+            total[timestep, tap] = total.get((timestep, tap), 0) + value / ensemble
+            bar.update()
 
-    model.read_images(images, timesteps, [policy_noise(noise, seed + draw) for draw in range(ensemble)], add)
+        model.read_images(images, timesteps, [policy_noise(noise, seed + draw) for draw in range(ensemble)], add)
     return [total[timestep, tap] for timestep in timesteps for tap in taps]
 
 

@@ -36,6 +36,19 @@ def test_the_tool_writes_what_extract_gives(digits, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
+def test_taps_of_a_config_are_read(digits, tmp_path, call_tool):
+    out, names = tmp_path / 'features.safetensors', ['1-query', '3-output']
+    taken = ['model.backbone.block=None', 'model.backbone.taps=' + ','.join(names)]
+    done = call_tool('extract.py', DEMO, digits / 'test' / '3', '-o', out, '--timestep', 400, '--pool',
+                     '--device', 'cpu', '--cfg-options', *taken)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = mmaselect.extract(MODEL, digits / 'test' / '3', 400, taps=names, pool=True)
+    found, _ = read(out)
+    assert sorted(found) == ['t400.block1.query', 't400.block3.output']
+    for (timestep, block, component), value in expected.items():
+        torch.testing.assert_close(found[f't{timestep:g}.block{block}.{component}'], value)
+
+
 def test_a_selection_brings_timestep_and_tap(digits, tmp_path):
     loaded = mmaselect.load(MODEL, 'auto', 'output')
     selection = mmaselect.select(loaded, digits / 'train' / '1', 'auto', timesteps=[0, 400], num_images=8)

@@ -139,7 +139,7 @@ def test_what_was_selected_can_be_extracted(tmp_path):
     again = mmaselect.select(whole, PIXELS, 'auto', 'auto', TIMESTEPS, dict(type='HighFrequencyRatio'))
     assert (again.timestep, again.taps) == (selection.timestep, selection.taps)
     selection.save(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['selection.json', 'selection.png']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['report.html', 'selection.json', 'selection.png']
     several = mmaselect.select(MODEL, PIXELS, timesteps=TIMESTEPS, num_timesteps=2)
     assert [key[0] for key in mmaselect.extract(MODEL, PIXELS, several)] == several.timesteps
     other = mmaselect.load(MODEL, 0, 'key')

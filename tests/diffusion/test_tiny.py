@@ -193,6 +193,18 @@ def test_a_config_that_cannot_be_used(diffusers_folder, change, message):
         load(folder)
 
 
+def test_an_encoder_as_it_is_published(tmp_path):
+    """As a pickle of tensors."""
+    folder = make_tiny(tmp_path)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = by_hand(folder / 'tiny_encoder.safetensors', images)
+    torch.save(load_file(folder / 'tiny_encoder.safetensors'), folder / 'tiny_encoder.pth')
+    (folder / 'tiny_encoder.safetensors').unlink()
+    encoder, _ = load(folder)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images), expected, rtol=0, atol=1e-6)
+
+
 def test_a_folder_without_an_encoder(tmp_path):
     with pytest.raises(InputError, match=r'holds None; .* or a TAESD folder with one'):
         spec(vae=tmp_path).load(TAPS)

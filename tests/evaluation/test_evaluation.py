@@ -21,7 +21,7 @@ from mmaselect.evaluation.energy import PARTS
 from mmaselect.evaluation.figures import correlation, decompose, principal_colours, write_csv
 from mmaselect.evaluation.latents import remember_latents
 from mmaselect.evaluation.probe import linear_probe
-from mmaselect.evaluation.verdict import judge, judge_rule
+from mmaselect.evaluation.verdict import judge, judge_probe, judge_rule
 from mmaselect.selection.spectrum import gaussian_high_pass, high_frequency_ratio
 
 SIT = dict(type='SiT', pretrained='mmaselect://dit-nano_digits', latent='pixels')
@@ -61,14 +61,33 @@ def test_correlation_of_a_constant_is_not_a_number():
     assert np.isnan(correlation([1, 1, 1], [3, 2, 1]))
 
 
+def accuracy_of(train, train_labels, test, test_labels):
+    return 100 * (linear_probe(train, train_labels, test) == test_labels).mean()
+
+
 def test_a_linear_probe_reads_what_is_there_and_nothing_else():
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 4, 4000)
     features = generator.normal(size=(4000, 8))
     # Chance is 25 %, with a standard error of 1.
-    assert 21 < linear_probe(features[:2000], labels[:2000], features[2000:], labels[2000:]) < 29
+    assert 21 < accuracy_of(features[:2000], labels[:2000], features[2000:], labels[2000:]) < 29
     features[:, :4] += 1000 + 20 * np.eye(4)[labels]
-    assert linear_probe(features[:2000], labels[:2000], features[2000:], labels[2000:]) == 100
+    assert accuracy_of(features[:2000], labels[:2000], features[2000:], labels[2000:]) == 100
+
+
+def test_a_probe_of_cells_does_not_fit_noise():
+    """Features that tell nothing leave the commonest class, which a logistic regression does not find in so few."""
+    generator = np.random.default_rng(0)
+    labels, features = generator.choice(3, 5000, p=[0.6, 0.3, 0.1]), generator.normal(size=(5000, 200))
+
+    def accuracy(cells):
+        found = linear_probe(features[:1000], labels[:1000], features[1000:], cells)
+        return 100 * (found == labels[1000:]).mean()
+
+    assert accuracy(cells=False) < 55
+    assert accuracy(cells=True) == pytest.approx(100 * (labels[1000:] == 0).mean(), abs=0.5)
+    features[:, :3] += 100 * np.eye(3)[labels]
+    assert accuracy(cells=True) == 100
 
 
 def test_csv_is_written_whole_or_not_at_all(tmp_path):
@@ -112,11 +131,18 @@ def test_scores_and_accuracy_over_timesteps(digits, work_dir):
     for row in rows:
         x, y = (mmaselect.extract(SIT, images, row['timestep'], 2, noise='fresh', pool=True).numpy()
                 for images in (train, test))  # fmt: skip
-        assert row['probe accuracy (%)'] == pytest.approx(linear_probe(x, train_labels, y, test_labels), abs=0.01)
+        assert row['probe accuracy (%)'] == pytest.approx(accuracy_of(x, train_labels, y, test_labels), abs=0.01)
     assert rows[0]['probe accuracy (%)'] > 80 > rows[2]['probe accuracy (%)']
     for label in ('HFR (sigma 0.25)', 'instance information (2 views)'):
         for row in rows:
             assert row[f'{label}, 2.5 %'] <= row[label] <= row[f'{label}, 97.5 %'] or row[label] == 0
+    # Of 60 test images, 30 in either half.
+    (entry,) = json.loads((work_dir / 'probes.json').read_text())
+    (accuracy,), (even,), (odd,) = (
+        [values for _, _, values in lists] for lists in (entry['result']['accuracy'], *entry['result']['halves'])
+    )
+    assert np.mean([even, odd], 0) == pytest.approx(accuracy)
+    assert even != odd
     # A second figure of the same request trains no probe again.
     stored = json.loads((work_dir / 'probes.json').read_text())
     again = draw('timesteps', digits, work_dir, '--noise', 'fresh')
@@ -143,7 +169,7 @@ def test_components_and_blocks(digits, work_dir):
     (train, train_labels), (test, test_labels) = (read_images(digits / split) for split in ('train', 'test'))
     x, y = (mmaselect.extract(SIT, images, 400, 3, 'value', pool=True).numpy() for images in (train, test))
     (row,) = [row for row in rows if (row['component'], row['block']) == ('value', 3)]
-    assert row['probe accuracy (%)'] == pytest.approx(linear_probe(x, train_labels, y, test_labels), abs=0.01)
+    assert row['probe accuracy (%)'] == pytest.approx(accuracy_of(x, train_labels, y, test_labels), abs=0.01)
 
 
 def test_decomposition_beside_the_image(digits, work_dir):
@@ -173,11 +199,16 @@ def test_criteria_are_compared_with_the_oracle(digits, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     rows = read(tmp_path / 'criteria.csv')
-    assert len(rows) == 2 * (17 + 3)
+    assert len(rows) == 2 * (17 + 4)
     probes = {
         entry['request']['noise']: entry['result'] for entry in json.loads((tmp_path / 'probes.json').read_text())
     }
+    *_, by_halves = [row for row in rows if row['noise'] == 'fixed']
+    assert by_halves['criterion'].startswith('the probe')
+    assert 0 <= by_halves['gap'] <= by_halves['largest']
     for row in rows:
+        if row['criterion'] == by_halves['criterion']:
+            continue
         accuracy = np.array([values for *_, values in probes[row['noise']]['accuracy']])
         picks = [probes[row['noise']]['timesteps'].index(float(pick)) for pick in str(row['picks']).split()]
         losses = accuracy.max(1) - accuracy[[0, 1], picks]
@@ -215,6 +246,14 @@ def test_a_verdict_is_computed_by_hand():
     rule = judge_rule(120, accuracy, [0, 100, 200])
     assert (rule.gap, rule.largest, rule.picks) == (5.0, 10.0, [100, 100])
     assert np.isnan(rule.joint)
+
+
+def test_a_probe_is_judged_on_images_that_it_did_not_choose_on():
+    even = {Tap(1, 'query'): [50.0, 60.0, 55.0], Tap(2, 'query'): [70.0, 60.0, 65.0]}
+    odd = {Tap(1, 'query'): [58.0, 57.0, 50.0], Tap(2, 'query'): [68.0, 60.0, 66.0]}
+    found = judge_probe((even, odd), [0, 100, 200])
+    # Chosen on even images, 100 and 0: 1 and 0 points on odd ones. Chosen on odd images, 0 and 0: 10 and 0.
+    assert (found.gap, found.largest, found.joint, found.picks) == ((0.5 + 5) / 2, 10.0, 0.0, [100, 0])
 
 
 def test_traversal_search_counts_what_it_costs(digits, tmp_path):

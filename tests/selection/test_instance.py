@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import zip_longest
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from mmaselect.selection.instance import (
     LiDAR,
     RankMe,
     ViewConsistency,
-    _scatters_without,
     scatters,
 )
 from mmaselect.selection.views import Views
@@ -377,17 +375,28 @@ def test_bad_shrinkage_is_named(shrinkage):
         InstanceInformation(shrinkage=shrinkage)
 
 
-@pytest.mark.parametrize('views,cells', [(2, 1), (3, 4)])
-def test_leaving_out_at_once_is_leaving_out_one_after_the_other(views, cells):
+def by_scatters(rows, shrinkage):
+    """As the docstring has it, from the scatters themselves."""
+    between, within = scatters(rows - rows.mean((0, 1)))
+    identity = torch.eye(len(within)).double()
+    within = (1 - shrinkage) * within + (shrinkage * within.diagonal().mean() + RIDGE) * identity
+    return 0.5 * (torch.logdet(within + between) - torch.logdet(within))
+
+
+@pytest.mark.parametrize('views,cells,shrinkage', [(2, 1, 0.1), (3, 4, 0.5), (2, 2, 0.0), (2, 1, 0.5)])
+def test_the_information_is_that_of_the_scatters_also_without_a_part(views, cells, shrinkage):
+    criterion = InstanceInformation(shrinkage=shrinkage)
     rows, parts = draw(covariance(1), covariance(2), 120, views, cells), torch.arange(120) % 5
-    for part in range(5):
-        without = rows[parts != part]
-        centred = without - without.mean((0, 1))
-        expected = scatters(centred)
-        whole = rows - rows.mean((0, 1))
-        found = _scatters_without(whole, parts)
-        for one, other in zip_longest(found, expected):
-            torch.testing.assert_close(one[part], other)
+    whole = rows - rows.mean((0, 1))
+    torch.testing.assert_close(criterion._information(whole), by_scatters(rows, shrinkage))
+    expected = torch.stack([by_scatters(rows[parts != part], shrinkage) for part in range(5)])
+    torch.testing.assert_close(criterion._information_without(whole, parts), expected)
+
+
+def test_the_information_of_fewer_images_than_channels():
+    rows = torch.randn(4, 2, 1, 64, generator=torch.Generator().manual_seed(0)).double()
+    rows -= rows.mean((0, 1))
+    torch.testing.assert_close(InstanceInformation()._information(rows), by_scatters(rows, 0.1))
 
 
 def test_the_standard_error_is_that_of_many_draws():

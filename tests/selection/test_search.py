@@ -391,7 +391,7 @@ def test_the_report_can_be_read_back(tmp_path):
     again = Selection.from_dict(content)
     assert (again.timestep, again.choices, again.sweep) == (200, selection.choices, selection.sweep)
     assert (tmp_path / 'selection.png').read_bytes().startswith(b'\x89PNG')
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['selection.json', 'selection.png']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['report.html', 'selection.json', 'selection.png']
 
 
 def test_what_is_no_selection_is_refused(tmp_path):

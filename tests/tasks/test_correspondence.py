@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from itertools import zip_longest
 
 import cv2
@@ -16,6 +17,7 @@ from mmaselect.diffusion.noise import pixel_noise
 from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError
 from mmaselect.images import read_picture
+from mmaselect.progress import progress_bar
 from mmaselect.tasks.correspondence import (
     Frame,
     discard_massive,
@@ -213,6 +215,20 @@ def test_match_lists_the_channels_it_left_out(network):
         magnitude = one.abs().mean((0, 2, 3))
         assert channels == (magnitude > 1.5 * magnitude.median()).nonzero().flatten().tolist()
         assert channels
+
+
+def test_every_map_of_a_match_moves_the_bar(network, monkeypatch):
+    bars = []
+
+    def record(**options):
+        bars.append(progress_bar(**{**options, 'delay': 0, 'file': io.StringIO()}))
+        return bars[-1]
+
+    monkeypatch.setattr('mmaselect.tasks.correspondence.progress_bar', record)
+    image = tensor(colours(64, 64))
+    match(network, image, [[20, 30]], image, [0, 100], size=64, ensemble=3)
+    (bar,) = bars
+    assert bar.n == bar.total == 3 * 2 * len(network.family.taps)
 
 
 def test_match_by_taps_block_and_selection(network):

@@ -16,7 +16,7 @@ RULES = (0, 100, 500)
 SETTINGS = dict(
     num_views=(3, 4, 8), pool=(2, 4), shrinkage=(0.03, 0.3), views=(dict(crop=0.1), dict(colour=0.4, blur=1.0))
 )  # fmt: skip
-IMAGES = (32, 64, 128, 512)
+IMAGES = (32, 64, 128, 512, 912)
 
 
 def parse_args():
@@ -44,10 +44,10 @@ def list_criteria(hook):
     return [*entries, dict(type='FisherScore')]
 
 
-def list_settings(hook):
+def list_settings(hook, most):
     """The criterion of the config and its neighbours: searches as (images, criteria by name).
 
-    One search has one kind of views, which all its criteria share.
+    One search has one kind of views, which all its criteria share. There are `most` images.
     """
     base, views = hook.config, hook.config.get('views', {})
     same_views = {
@@ -58,7 +58,11 @@ def list_settings(hook):
     changed += [
         (hook.num_images, {f'views with {one}': dict(base, views={**views, **one})}) for one in SETTINGS['views']
     ]
-    numbers = [(number, {'num_images': base}) for number in IMAGES if number != hook.num_images]
+    numbers = [
+        (number, {f'num_images={number}': base})
+        for number in dict.fromkeys(min(number, most) for number in IMAGES)
+        if number != min(hook.num_images, most)
+    ]
     return [(hook.num_images, {'as configured': base, **same_views}), *changed, *numbers]
 
 
@@ -73,11 +77,13 @@ def main():
     from mmaselect.evaluation.figures import write_csv
     from mmaselect.evaluation.latents import remember_latents
     from mmaselect.evaluation.probe import probe
-    from mmaselect.evaluation.verdict import judge_rule
+    from mmaselect.evaluation.verdict import judge_probe, judge_rule
     from mmaselect.hooks.images import find_backbone
 
     runner, hook = cli.build_selection(cfg, args)
-    searches = list_settings(hook) if args.settings else [(hook.num_images, dict(enumerate(list_criteria(hook))))]
+    searches = [(hook.num_images, dict(enumerate(list_criteria(hook))))]
+    if args.settings:
+        searches = list_settings(hook, len(runner.train_dataloader.dataset))
     backbone = find_backbone(runner)
     taps, timesteps, store = backbone.diffusion.family.taps, hook.timesteps, Path(runner.work_dir) / 'probes.json'
     taps = list(dict.fromkeys(taps))
@@ -91,11 +97,10 @@ def main():
         for num_images, entries in searches:
             rows += search(runner, hook, taps, num_images, entries, found.accuracy)
             memory.save()
-        for rule in RULES:
-            verdict = vars(judge_rule(rule, found.accuracy, timesteps))
-            rows.append(
-                {'noise': policy, 'criterion': f'always {rule}', **verdict, 'block evaluations': 0, 'seconds': 0.0}
-            )
+        others = {f'always {rule}': judge_rule(rule, found.accuracy, timesteps) for rule in RULES}
+        others['the probe, by halves of the test images'] = judge_probe(found.halves, timesteps)
+        for name, verdict in others.items():
+            rows.append({'noise': policy, 'criterion': name, **vars(verdict), 'block evaluations': 0, 'seconds': 0.0})
         print(table([row for row in rows if row['noise'] == policy]), flush=True)
         print(
             f'\n{len(taps)} taps, {len(timesteps)} timesteps, {hook.num_images} images where a row does not say '
@@ -126,8 +131,6 @@ def search(runner, hook, taps, num_images, entries, accuracy):
         draws, views = count_passes([criterion])
         evaluations = sweep.num_images * len(hook.timesteps) * backbone.diffusion.num_blocks * (draws + views - 1)
         name = next(names)
-        # There may be fewer than were asked for.
-        name = f'num_images={sweep.num_images}' if name == 'num_images' else name
         rows.append({
             'noise': backbone.noise, 'criterion': name if isinstance(name, str) else label,
             **vars(judge(sweep.scores[label], accuracy, hook.timesteps)), 'block evaluations': evaluations,
