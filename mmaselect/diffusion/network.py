@@ -231,11 +231,12 @@ def _told_of_indexing() -> Iterator[None]:
     if torch.__version__ >= '2.6':
         yield
         return
-    nn.Parameter.__getitem__ = lambda self, index: self.view_as(self)[index]  # type: ignore[method-assign, arg-type]
+    kind: Any = nn.Parameter
+    kind.__getitem__ = lambda self, index: self.view_as(self)[index]
     try:
         yield
     finally:
-        del nn.Parameter.__getitem__
+        del kind.__getitem__
 
 
 def dry_run(network: nn.Module, sites: Mapping[Any, Site], latent: Tensor, call: Callable[[Tensor], object]) -> Plan:
