@@ -6,6 +6,7 @@ from itertools import zip_longest
 
 import pytest
 import torch
+from conftest import needs_torch
 from sklearn.datasets import load_digits
 
 import mmaselect
@@ -33,7 +34,7 @@ def exact(images):
     return select(images)
 
 
-@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+@pytest.mark.parametrize('dtype', ('bfloat16', pytest.param('float16', marks=needs_torch('2.6', 'float16 on a CPU'))))
 def test_half_precision_scores_and_chooses_alike(images, exact, dtype):
     half = select(images, model=dict(dtype=dtype))
     spectral, views = (NoiseConsistentHFR().label, HighFrequencyRatio().label), InstanceInformation().label

@@ -18,7 +18,7 @@ from mmaselect.diffusion.families import FAMILIES
 from mmaselect.diffusion.noise import seeded_noise
 from mmaselect.diffusion.taps import Tap
 from mmaselect.errors import InputError
-from mmaselect.evaluation.probe import Samples
+from mmaselect.evaluation.probe import Cells
 from mmaselect.images import Batch
 from mmaselect.selection.criteria import FisherScore, HighFrequencyRatio, InstanceInformation
 from mmaselect.selection.search import Search, run
@@ -113,11 +113,11 @@ def test_selection_reads_every_size():
 
 def test_a_probes_cells_lie_in_the_same_place_of_every_map():
     place = torch.tensor([[0.1, 0.9], [0.6, 0.3]])
-    samples = Samples(torch.tensor([1, 0]), place, torch.tensor([0, 1]))
+    cells = Cells(torch.tensor([1, 0]), place, torch.tensor([0, 1]))
     for side in (4, 8, 16):
         grid = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing='ij')).float()
         maps = torch.stack([grid, grid + 100])
-        read = samples.of(maps)
+        read = cells.of(maps)
         assert torch.equal(read, (place * side).floor() + torch.tensor([[100.0], [0.0]]))
 
 

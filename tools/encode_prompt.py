@@ -84,6 +84,8 @@ ENCODERS = {
     'QwenImagePipeline': encode_tokens,
     'ZImagePipeline': encode_z_image,
 }
+#: Before diffusers 0.36 these read the configs of networks that a prompt does not need: they are loaded, too.
+WHOLE = ('StableDiffusionPipeline', 'StableDiffusionXLPipeline', 'PixArtAlphaPipeline', 'PixArtSigmaPipeline')
 
 
 def main():
@@ -109,11 +111,14 @@ def main():
     found = index.get('_class_name')
     check_choice(found, f'the pipeline of model={args.model!r},', ENCODERS)
     import diffusers
+    from packaging.version import Version
 
+    whole = found in WHOLE and Version(diffusers.__version__) < Version('0.36')
+    left_out = () if whole else tuple(name for name in ('vae', 'unet', 'transformer') if name in index)
     with working('loading the text encoders'):
         pipeline = getattr(diffusers, found).from_pretrained(
-            source.folder or source.repository, revision=source.revision, vae=None, torch_dtype=parse_dtype(args.dtype),
-            **{name: None for name in ('unet', 'transformer') if name in index},
+            source.folder or source.repository, revision=source.revision, torch_dtype=parse_dtype(args.dtype),
+            **dict.fromkeys(left_out),
         ).to(device)  # fmt: skip
     with working('encoding the prompt'), torch.no_grad():
         embeds = ENCODERS[found](pipeline, args.prompt, device)
