@@ -262,7 +262,9 @@ def shrink(config, path, model_folder, root):
     if config.default_scope == 'mmseg':
         config.train_cfg.update(max_iters=2, val_interval=2)
         size = list(config.model.data_preprocessor.size)
-        changes = {('scale', 2048): (4 * CROP, CROP), ('crop_size', 512): (CROP, CROP), ('size', 512): (CROP, CROP)}
+        crop = CROP // 2 if name in FURTHER else CROP
+        changes = {('scale', 2048): (4 * crop, crop)}
+        changes |= {(key, side): (crop, crop) for key in ('crop_size', 'size') for side in (512, 1024)}
         for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
             for transform in loader.dataset.pipeline:
                 for key in ('scale', 'crop_size'):
@@ -272,6 +274,13 @@ def shrink(config, path, model_folder, root):
     else:
         # An epoch of two iterations.
         config.train_cfg.update(max_epochs=1, val_interval=1)
+        # The pixels of these are latents, and a latent has an eighth of the side.
+        for loader in (
+            (config.train_dataloader, config.val_dataloader, config.test_dataloader) if name in FURTHER else ()
+        ):
+            for transform in loader.dataset.pipeline:
+                for key in transform.keys() & {'scale', 'crop_size'}:
+                    transform[key] //= 8
     config.default_hooks.logger.interval = 1
 
 
