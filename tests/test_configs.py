@@ -275,10 +275,8 @@ def shrink(config, path, model_folder, root):
         # An epoch of two iterations.
         config.train_cfg.update(max_epochs=1, val_interval=1)
         # The pixels of these are latents, and a latent has an eighth of the side.
-        for loader in (
-            (config.train_dataloader, config.val_dataloader, config.test_dataloader) if name in FURTHER else ()
-        ):
-            for transform in loader.dataset.pipeline:
+        for split in ('train', 'val', 'test') if name in FURTHER else ():
+            for transform in config[f'{split}_dataloader'].dataset.pipeline:
                 for key in transform.keys() & {'scale', 'crop_size'}:
                     transform[key] //= 8
     config.default_hooks.logger.interval = 1
