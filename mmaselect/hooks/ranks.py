@@ -11,7 +11,7 @@ from mmengine import dist
 from torch import Tensor
 
 from mmaselect.errors import InputError
-from mmaselect.selection.criterion import Sums
+from mmaselect.selection.criterion import Sums, unlike_maps
 
 
 class RunnerRanks:
@@ -79,10 +79,7 @@ def _reduce(sums: Sums) -> Sums:
     for ranks in dist.all_gather_object(described):
         for key, entry in ranks.items():
             if union.setdefault(key, entry)[0] != entry[0]:
-                raise InputError(
-                    f'selection met maps of {union[key][0]} and {entry[0]}: '
-                    'its images must have one size (give the hook a pipeline that crops or resizes)'
-                )
+                raise unlike_maps(union[key][0], entry[0])
     device = dist.get_comm_device() if dist.is_distributed() else torch.device('cpu')
     out = {}
     for key in sorted(union):

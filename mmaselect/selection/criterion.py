@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -77,6 +78,14 @@ class SummedCriterion(Criterion):
         """
 
 
+def unlike_maps(first: Sequence[int], second: Sequence[int]) -> InputError:
+    """The error of a selection whose images have several sizes, by the sizes of two maps."""
+    return InputError(
+        f'selection met maps of {tuple(first)} and {tuple(second)}: its images must have one size (give the hook a '
+        'pipeline that crops or resizes)'
+    )
+
+
 def add_sums(first: Sums, second: Sums) -> Sums:
     """Adds two sums entry by entry; an entry that one of them lacks counts as zero.
 
@@ -86,9 +95,6 @@ def add_sums(first: Sums, second: Sums) -> Sums:
     out = dict(first)
     for key, value in second.items():
         if key in out and out[key].shape != value.shape:
-            raise InputError(
-                f'selection met maps of {tuple(out[key].shape)} and {tuple(value.shape)}: '
-                'its images must have one size (give the hook a pipeline that crops or resizes)'
-            )
+            raise unlike_maps(out[key].shape, value.shape)
         out[key] = out[key] + value if key in out else value
     return out

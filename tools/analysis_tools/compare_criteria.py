@@ -81,9 +81,10 @@ def main():
     from mmaselect.hooks.images import find_backbone
 
     runner, hook = cli.build_selection(cfg, args)
-    searches = [(hook.num_images, dict(enumerate(list_criteria(hook))))]
     if args.settings:
         searches = list_settings(hook, len(runner.train_dataloader.dataset))
+    else:
+        searches = [(hook.num_images, dict(enumerate(list_criteria(hook))))]
     backbone = find_backbone(runner)
     taps, timesteps, store = backbone.diffusion.family.taps, hook.timesteps, Path(runner.work_dir) / 'probes.json'
     taps = list(dict.fromkeys(taps))
