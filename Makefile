@@ -64,10 +64,11 @@ newest: $(NEWEST)/.installed
 	rm -rf $(NEWEST)/demo
 	$(NEWEST)/bin/python tools/demo.py --work-dir $(NEWEST)/demo
 
-# README's line is taken from README, so that the two cannot differ; what only the tests need comes after it.
+# README's line is taken from README, so that the two cannot differ; what only the tests need comes after it. The second
+# call names README's extras again: without their bounds it would raise setuptools past what mmengine imports.
 README_EXTRAS = $(shell sed -n "s/^pip install 'mmaselect\(\[[a-z,]*\]\)'.*/\1/p" README.md)
 $(NEWEST)/.installed: $(INPUTS) README.md | $(NEWEST)/wheel
-	for extras in '$(README_EXTRAS)' '[mmdet,demo,prompt,tests]'; do \
+	for extras in '$(README_EXTRAS)' '$(README_EXTRAS:%]=%,mmdet,demo,prompt,tests])'; do \
 		$(NEWEST)/bin/python -m pip install -q -U --upgrade-strategy eager "$$(echo $(NEWEST)/wheel/*.whl)$$extras" \
 			|| exit 1; done
 	touch $@
