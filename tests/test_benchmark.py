@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
+import sys
 
 import pytest
 import torch
@@ -19,36 +19,37 @@ from mmaselect.errors import InputError
 ARGS = argparse.Namespace(device='cpu', repeats=1, batch_size=2, size=64, images=4, timesteps=3)
 
 
-@pytest.fixture(scope='module')
-def benchmark():
-    spec = importlib.util.spec_from_file_location('benchmark', ROOT / 'tools/benchmark.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.PUBLISHED = module.SHAPE
-    width = dict(num_attention_heads=1, attention_head_dim=32, caption_projection_dim=32, joint_attention_dim=32)
-    module.SHAPE = dict(module.SHAPE, **width, pooled_projection_dim=16)
-    return module
+sys.path.insert(0, str(ROOT / 'tools'))
+from benchmarks import accelerator, cache, common, families, features, scale, selection
+
+PUBLISHED = dict(common.SHAPE)
+NARROW = dict(
+    num_attention_heads=1, attention_head_dim=32, caption_projection_dim=32, joint_attention_dim=32,
+    pooled_projection_dim=16,
+)  # fmt: skip
 
 
 @pytest.fixture(scope='module')
-def folder(benchmark, tmp_path_factory):
-    return benchmark.save_model(tmp_path_factory.mktemp('model'))
+def folder(tmp_path_factory):
+    common.SHAPE.update(NARROW)
+    yield common.save_model(tmp_path_factory.mktemp('model'))
+    common.SHAPE.update(PUBLISHED)
 
 
-def test_features_and_sweep_equal_those_of_diffusers(benchmark, folder):
+def test_features_and_sweep_equal_those_of_diffusers(folder):
     """The rows exist only if they do; half the blocks, and the VAE once per image."""
-    (features,) = benchmark.bench_features(ARGS, folder)
-    assert 1.7 < float(features.note.split('x fewer')[0]) < 2
-    (sweep,) = benchmark.bench_sweep(ARGS, folder)
+    (row,) = features.bench_features(ARGS, folder)
+    assert 1.7 < float(row.note.split('x fewer')[0]) < 2
+    (sweep,) = selection.bench_sweep(ARGS, folder)
     assert 'VAE runs 4 against 12' in sweep.note
 
 
 @needs('diffusers', '0.36', 'counting a large network without its weights')
-def test_gdfs_set_and_the_encoders_share(benchmark, folder):
-    (unet,) = benchmark.bench_unet(ARGS, folder)
+def test_gdfs_set_and_the_encoders_share(folder):
+    (unet,) = features.bench_unet(ARGS, folder)
     # Of latents this small the attention counts for less than at the model's own size.
     assert float(unet.note.split('x fewer')[0]) == pytest.approx(1.5, abs=0.01)
-    (encoder,) = benchmark.bench_encoder(ARGS, folder)
+    (encoder,) = features.bench_encoder(ARGS, folder)
     tiny, full = (float(value.split()[0]) for value in (encoder.ours, encoder.theirs))
     assert encoder.ratio == pytest.approx(full / tiny, rel=0.1)
     assert tiny < full / 5
@@ -73,20 +74,20 @@ def count_settled(shape, block):
 
 
 @needs_torch('2.6', 'counting what is kept of a timestep')
-def test_a_third_of_the_weights_goes_once_the_timestep_is_chosen(benchmark, folder):
-    (row,) = benchmark.bench_settled(ARGS, folder)
-    before, gone, kept, prompt = count_settled(benchmark.SHAPE, benchmark.BLOCK)
+def test_a_third_of_the_weights_goes_once_the_timestep_is_chosen(folder):
+    (row,) = features.bench_settled(ARGS, folder)
+    before, gone, kept, prompt = count_settled(common.SHAPE, common.BLOCK)
     assert row.ratio == before / (before - gone + kept + prompt)
     # What is kept of the prompt grows with the width, weights with its square: at 32 it is a third of what went, and
     # the target is for the table's own shape.
     assert before / (before - gone + kept) > row.target == 1.4
-    before, gone, kept, prompt = count_settled(benchmark.PUBLISHED, benchmark.BLOCK)
+    before, gone, kept, prompt = count_settled(PUBLISHED, common.BLOCK)
     assert before / (before - gone + kept + prompt) == pytest.approx(1.58, abs=0.01)
 
 
-def test_the_accelerators_row_runs_on_a_cpu(benchmark, folder, monkeypatch):
-    monkeypatch.setattr(benchmark, 'HOW', benchmark.HOW[:2])
-    rows = benchmark.bench_accelerator(ARGS, folder)
+def test_the_accelerators_row_runs_on_a_cpu(folder, monkeypatch):
+    monkeypatch.setattr(accelerator, 'HOW', accelerator.HOW[:2])
+    rows = accelerator.bench_accelerator(ARGS, folder)
     assert [row.work.split('attention=')[1] for row in rows] == ["'auto', eager", "'flash', eager"]
     for row in rows:
         assert 'images/s' in row.ours
@@ -104,26 +105,26 @@ def test_the_accelerators_row_runs_on_a_cpu(benchmark, folder, monkeypatch):
         ('ADM', 3.82),
     ],
 )
-def test_a_familys_row_checks_before_it_times(benchmark, name, fewer, monkeypatch):
-    monkeypatch.setattr(benchmark, 'interleave', lambda repeats, *works, clock: [1.0, 2.0])
-    row = benchmark.bench_family(ARGS, name, *benchmark.MINIATURES[name])
+def test_a_familys_row_checks_before_it_times(name, fewer, monkeypatch):
+    monkeypatch.setattr(families, 'interleave', lambda repeats, *works, clock: [1.0, 2.0])
+    row = families.bench_family(ARGS, name, *families.MINIATURES[name])
     assert (row.ratio, row.met) == (2.0, row.target <= 2)
     # Whether torch counts the kernel of a CPU's attention depends on its version.
     assert float(row.note.split('x fewer')[0]) == pytest.approx(fewer, abs=0.05)
 
 
-def test_nothing_is_timed_where_features_differ(benchmark, folder, monkeypatch):
+def test_nothing_is_timed_where_features_differ(folder, monkeypatch):
     def timed(*args):
         raise AssertionError('timed')
 
-    monkeypatch.setattr(benchmark, 'interleave', timed)
-    forward = benchmark.Baseline.forward
-    monkeypatch.setattr(benchmark.Baseline, 'forward', lambda *args: forward(*args) + 0.01)
+    monkeypatch.setattr(features, 'interleave', timed)
+    forward = common.Baseline.forward
+    monkeypatch.setattr(common.Baseline, 'forward', lambda *args: forward(*args) + 0.01)
     with pytest.raises(InputError, match=r'the features differ by 0\.01: nothing was timed'):
-        benchmark.bench_features(ARGS, folder)
+        features.bench_features(ARGS, folder)
 
 
-def test_what_is_read_is_what_is_built(benchmark, folder, monkeypatch):
+def test_what_is_read_is_what_is_built(folder, monkeypatch):
     """Bytes in proportion to the blocks that run, and no tensor twice."""
     from mmaselect.diffusion import loading
 
@@ -148,7 +149,7 @@ def test_what_is_read_is_what_is_built(benchmark, folder, monkeypatch):
     assert sizes[1] - sizes[0] == sizes[2] - sizes[1] > 0
 
 
-def test_an_epoch_from_the_cache_runs_no_block(benchmark, tmp_path, monkeypatch):
+def test_an_epoch_from_the_cache_runs_no_block(tmp_path, monkeypatch):
     from mmaselect.diffusion.reader import FrozenDiffusion
 
     runs, read = [], FrozenDiffusion.read
@@ -164,32 +165,32 @@ def test_an_epoch_from_the_cache_runs_no_block(benchmark, tmp_path, monkeypatch)
         return [1.0, 30.0]
 
     monkeypatch.setattr(FrozenDiffusion, 'read', counted)
-    monkeypatch.setattr(benchmark, 'interleave', once)
+    monkeypatch.setattr(cache, 'interleave', once)
     runs.append(0)
-    (row,) = benchmark.bench_cache(ARGS, tmp_path)
+    (row,) = cache.bench_cache(ARGS, tmp_path)
     # 1,200 images for the cache, 64 to compare; then an epoch with it, and one without.
     assert runs == [1264, 0, 1200]
     assert (row.ratio, row.met) == (30, True)
     DefaultScope._instance_dict.clear()
 
 
-def test_growth_is_fitted_on_a_logarithmic_scale(benchmark):
+def test_growth_is_fitted_on_a_logarithmic_scale():
     sizes = (2, 5, 10, 20)
-    assert benchmark.fit_exponent(sizes, [3 * size for size in sizes]) == pytest.approx(1)
-    assert benchmark.fit_exponent(sizes, [0.1 * size**2 for size in sizes]) == pytest.approx(2)
-    assert benchmark.fit_exponent(sizes, [7] * 4) == pytest.approx(0)
+    assert common.fit_exponent(sizes, [3 * size for size in sizes]) == pytest.approx(1)
+    assert common.fit_exponent(sizes, [0.1 * size**2 for size in sizes]) == pytest.approx(2)
+    assert common.fit_exponent(sizes, [7] * 4) == pytest.approx(0)
 
 
-def test_a_larger_size_is_extrapolated_by_a_power_law(benchmark):
+def test_a_larger_size_is_extrapolated_by_a_power_law():
     sizes = (4000, 13000, 40000)
-    value, exponent = benchmark.extrapolate(sizes, [2e-6 * size for size in sizes], 1.28e6)
+    value, exponent = scale.extrapolate(sizes, [2e-6 * size for size in sizes], 1.28e6)
     assert (value, exponent) == (pytest.approx(2.56), pytest.approx(1))
-    assert benchmark.extrapolate(sizes, [size**0.5 for size in sizes], 1e6)[0] == pytest.approx(1000)
+    assert scale.extrapolate(sizes, [size**0.5 for size in sizes], 1e6)[0] == pytest.approx(1000)
 
 
-def test_the_median_leaves_out_the_first_run(benchmark):
+def test_the_median_leaves_out_the_first_run():
     calls = []
-    benchmark.interleave(3, lambda: calls.append('a'), lambda: calls.append('b'))
+    common.interleave(3, lambda: calls.append('a'), lambda: calls.append('b'))
     assert ''.join(calls) == 'abababab'
 
 
