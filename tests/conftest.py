@@ -12,6 +12,8 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
+import textwrap
 from importlib import metadata
 from pathlib import Path
 
@@ -212,9 +214,9 @@ ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': str(THREADS), 'HF_HUB_OFFLINE': 
 
 
 @functools.cache
-def forks():
-    """The process of which tools are forks; it ends with this one."""
-    return Forks(ENVIRONMENT)
+def forks(imports='tools'):
+    """The process of which tools are forks, or scripts of others; it ends with this one."""
+    return Forks(ENVIRONMENT, imports)
 
 
 def run_tool(tool, *args):
@@ -228,9 +230,16 @@ def start_tool(tool, *args, env=None):
 
 
 def run_script(path, *args):
-    """Runs a script of a toolbox, which imports in an order of its own: nothing may be imported before."""
-    command = [sys.executable, str(path), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
+    """Runs a script of a toolbox, which imports in an order of its own: nothing of ours or of the stack's before."""
+    return forks('others').run(path, *map(str, args), timeout=300)
+
+
+def run_code(code, *args):
+    """Runs code as :func:`run_script` runs a script."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, 'script.py')
+        script.write_text(textwrap.dedent(code))
+        return run_script(script, *args)
 
 
 def error_line(done):

@@ -1,8 +1,11 @@
-"""Starts tools in forks of one process that has imported what they all import.
+"""Starts scripts in forks of one process that has imported what they all import.
 
 A tool imports torch, diffusers and the toolboxes for five seconds before it does anything, and the suite starts some
 hundred of them. A fork is a process of its own all the same: with its own registries, loggers and exit status, and it
 can be killed.
+
+Where the order of imports is what is tested, the process has imported only what knows nothing of us and of what we
+repair: half of the time, still.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import importlib
 import json
 import os
 import random
@@ -71,13 +75,15 @@ class Forks:
 
     Args:
         environment: Its environment variables.
+        imports: What it imports: ``'tools'`` or ``'others'``.
     """
 
-    def __init__(self, environment: dict[str, str]):
+    def __init__(self, environment: dict[str, str], imports: str):
         self._environment = environment
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+            [sys.executable, __file__, imports],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
         atexit.register(self._process.stdin.close)
 
     def start(self, script: Path, *args: str, env: dict[str, str] | None = None) -> Fork:
@@ -115,15 +121,33 @@ class Forks:
 
 
 def format_configs_once() -> None:
-    """A runner formats its whole config five times, for a second each where it is one of segmentation."""
-    from mmengine.config import config
+    """A runner formats its whole config five times, for a second each where it is one of segmentation.
 
-    format_code = config.FormatCode
+    mmengine takes the function from yapf when it is imported, so this comes before.
+    """
+    from yapf.yapflib import yapf_api
+
+    format_code = yapf_api.FormatCode
     remembered = functools.cache(lambda text, style: format_code(text, style_config=dict(style)))
-    config.FormatCode = lambda text, style_config: remembered(text, tuple(style_config.items()))
+    yapf_api.FormatCode = lambda text, style_config: remembered(text, tuple(style_config.items()))
 
 
-def warm_up() -> None:
+#: What takes long and neither repairs nor is repaired.
+OTHERS = (
+    'torch.distributed.fsdp', 'torch.distributed.optim', 'transformers', 'yaml', 'cv2', 'matplotlib.pyplot', 'sklearn',
+)  # fmt: skip
+
+
+def import_others() -> None:
+    """Imports what must not matter to the order of the rest."""
+    for name in OTHERS:
+        with suppress(ImportError):
+            importlib.import_module(name)
+    stack = 'mmaselect mmengine mmcv mmpretrain mmseg mmdet torchvision diffusers pkg_resources'.split()
+    assert not set(stack) & set(sys.modules)
+
+
+def import_tools() -> None:
     """Imports what tools import, in their order: ours first, because it repairs the stack."""
     import mmaselect  # noqa: F401, I001
     import mmengine.runner  # noqa: F401
@@ -133,17 +157,16 @@ def warm_up() -> None:
     import torchvision  # noqa: F401
     from diffusers import AutoencoderKL, DiTTransformer2DModel, SD3Transformer2DModel  # noqa: F401
 
-    format_configs_once()
-    # Every data set of mmengine's collects garbage when it is built: what was imported is none.
-    gc.freeze()
-
 
 def next_order() -> dict | None:
     """Answers each order with the number of a fork; returns the order in that fork, and None when there are no more."""
     orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), 'w')
     # What imports print must not pass for an answer.
     os.dup2(2, 1)
-    warm_up()
+    format_configs_once()
+    {'tools': import_tools, 'others': import_others}[sys.argv[1]]()
+    # Every data set of mmengine's collects garbage when it is built: what was imported is none.
+    gc.freeze()
     for line in orders:
         order = json.loads(line)
         # Two generations: somebody has to wait for each run, and this process for orders.
