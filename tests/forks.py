@@ -143,8 +143,8 @@ def import_others() -> None:
     for name in OTHERS:
         with suppress(ImportError):
             importlib.import_module(name)
-    stack = 'mmaselect mmengine mmcv mmpretrain mmseg mmdet torchvision diffusers pkg_resources'.split()
-    assert not set(stack) & set(sys.modules)
+    toolboxes = {'mmengine', 'mmcv', 'mmpretrain', 'mmseg', 'mmdet'}
+    assert not {'mmaselect', 'torchvision', 'diffusers', 'pkg_resources', *toolboxes} & set(sys.modules)
 
 
 def import_tools() -> None:
