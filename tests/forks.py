@@ -76,12 +76,16 @@ class Forks:
     Args:
         environment: Its environment variables.
         imports: What it imports: ``'tools'`` or ``'others'``.
+        python: Its interpreter.
+        cwd: Where scripts run; by default where the tests do.
     """
 
-    def __init__(self, environment: dict[str, str], imports: str):
-        self._environment = environment
+    def __init__(
+        self, environment: dict[str, str], imports: str, python: str | Path = sys.executable, cwd: Path | None = None
+    ):
+        self._environment, self._cwd = environment, cwd
         self._process = subprocess.Popen(
-            [sys.executable, __file__, imports],
+            [python, __file__, imports],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         atexit.register(self._process.stdin.close)
@@ -96,7 +100,7 @@ class Forks:
         """
         folder, command = tempfile.TemporaryDirectory(), [str(script), *args]
         environment = {**self._environment, **(env or {})}
-        order = dict(command=command, folder=folder.name, cwd=os.getcwd(), environment=environment)
+        order = dict(command=command, folder=folder.name, cwd=str(self._cwd or os.getcwd()), environment=environment)
         self._process.stdin.write(json.dumps(order) + '\n')
         self._process.stdin.flush()
         return Fork(command, int(self._process.stdout.readline()), folder)
