@@ -147,8 +147,8 @@ def test_caching(harness, digits, tmp_path):
 
 @needs_exact_resume
 def test_pretraining(harness, digits, tmp_path):
-    settings = [f'train_dataloader.dataset.data_root={digits}', 'train_cfg.max_iters=80',
-                'model.transformer.num_layers=2', 'default_hooks.checkpoint.interval=10',
+    settings = [f'train_dataloader.dataset.data_root={digits}', 'train_cfg.max_iters=40',
+                'model.transformer.num_layers=2', 'default_hooks.checkpoint.interval=5',
                 'train_dataloader.batch_size=16',
                 'default_hooks.logger.interval=1']  # fmt: skip
     config = ROOT / 'configs/pretrain/dit-nano_digits.py'
@@ -257,7 +257,7 @@ def test_a_rank_that_dies_during_selection_ends_the_run(digits, tmp_path, end, m
 
 def test_ranks_search_as_one_process(digits, tmp_path):
     """Coarse to fine on a doubling number of images: ranks that disagreed on the next step would wait forever."""
-    many = ','.join(str(timestep) for timestep in range(0, 1000, 20))
+    many = ','.join(str(timestep) for timestep in range(0, 990, 33))
     more = {'search': 'coarse-to-fine', 'num_images': 'auto', 'timesteps': f'[{many}]', 'batch_size': 32}
     settings = options(digits, **{f'custom_hooks.0.{key}': value for key, value in more.items()})
     found = []
