@@ -59,8 +59,9 @@ def set_hub(monkeypatch, **values):
 
 #: What takes longest is begun first, so that neither of two workers waits for the other at the end.
 LONGEST = (
-    'test_tools', 'test_faults', 'test_configs', 'test_evaluation', 'test_segmentation', 'test_matcher', 'test_hook',
-    'test_disks', 'test_toolboxes',
+    'test_tools', 'test_configs', 'test_hook', 'test_faults', 'test_evaluation', 'test_readme', 'test_compat',
+    'test_segmentation', 'test_benchmark', 'test_toolboxes', 'test_long_runs', 'test_notebook', 'test_disks',
+    'test_detection', 'test_matcher',
 )  # fmt: skip
 
 
