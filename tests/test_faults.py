@@ -257,7 +257,7 @@ def test_a_rank_that_dies_during_selection_ends_the_run(digits, tmp_path, end, m
 
 def test_ranks_search_as_one_process(digits, tmp_path):
     """Coarse to fine on a doubling number of images: ranks that disagreed on the next step would wait forever."""
-    many = ','.join(str(timestep) for timestep in range(0, 990, 33))
+    many = ','.join(str(timestep) for timestep in range(0, 1000, 20))
     more = {'search': 'coarse-to-fine', 'num_images': 'auto', 'timesteps': f'[{many}]', 'batch_size': 32}
     settings = options(digits, **{f'custom_hooks.0.{key}': value for key, value in more.items()})
     found = []
@@ -268,6 +268,9 @@ def test_ranks_search_as_one_process(digits, tmp_path):
         assert [process.returncode for process in ranks] == [0] * count, printed[0][-3000:]
         found.append(json.loads((folder / 'selection.json').read_text()))
     alone, both = found
+    # It has doubled, and does not sweep.
+    assert alone['num_images'] > 64
+    assert len(alone['timesteps']) < 50
     assert both['num_images'] == alone['num_images']
     assert both['timestep'] == alone['timestep']
     assert both['timesteps'] == alone['timesteps']
