@@ -12,12 +12,14 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
+import textwrap
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
-from forks import Forks, format_configs_once
+from forks import Forks, leave_configs_unformatted, read_metafiles_once
 from packaging.version import Version
 
 import mmaselect
@@ -25,7 +27,8 @@ import mmaselect
 #: Two cores: one for each of two workers, or both for a run without workers.
 THREADS = 1 if 'PYTEST_XDIST_WORKER' in os.environ else 2
 torch.set_num_threads(THREADS)
-format_configs_once()
+leave_configs_unformatted()
+read_metafiles_once()
 
 
 def pytest_addoption(parser):
@@ -56,8 +59,9 @@ def set_hub(monkeypatch, **values):
 
 #: What takes longest is begun first, so that neither of two workers waits for the other at the end.
 LONGEST = (
-    'test_tools', 'test_faults', 'test_configs', 'test_evaluation', 'test_segmentation', 'test_matcher', 'test_hook',
-    'test_disks', 'test_toolboxes',
+    'test_tools', 'test_configs', 'test_hook', 'test_faults', 'test_evaluation', 'test_readme', 'test_compat',
+    'test_segmentation', 'test_benchmark', 'test_toolboxes', 'test_long_runs', 'test_notebook', 'test_disks',
+    'test_detection', 'test_matcher',
 )  # fmt: skip
 
 
@@ -76,8 +80,10 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def pytest_collection_finish():
+@pytest.fixture(scope='module', autouse=True)
+def spare_what_is_left():
     """Every data set of mmengine's collects garbage when it is built, for 0.3 seconds among a million old objects."""
+    gc.collect()
     gc.freeze()
 
 
@@ -212,9 +218,9 @@ ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': str(THREADS), 'HF_HUB_OFFLINE': 
 
 
 @functools.cache
-def forks():
-    """The process of which tools are forks; it ends with this one."""
-    return Forks(ENVIRONMENT)
+def forks(imports='tools'):
+    """The process of which tools are forks, or scripts of others; it ends with this one."""
+    return Forks(ENVIRONMENT, imports)
 
 
 def run_tool(tool, *args):
@@ -228,9 +234,16 @@ def start_tool(tool, *args, env=None):
 
 
 def run_script(path, *args):
-    """Runs a script of a toolbox, which imports in an order of its own: nothing may be imported before."""
-    command = [sys.executable, str(path), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
+    """Runs a script of a toolbox, which imports in an order of its own: nothing of ours or of the stack's before."""
+    return forks('others').run(path, *map(str, args), timeout=300)
+
+
+def run_code(code, *args):
+    """Runs code as :func:`run_script` runs a script."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, 'script.py')
+        script.write_text(textwrap.dedent(code))
+        return run_script(script, *args)
 
 
 def error_line(done):

@@ -1,8 +1,11 @@
-"""Starts tools in forks of one process that has imported what they all import.
+"""Starts scripts in forks of one process that has imported what they all import.
 
 A tool imports torch, diffusers and the toolboxes for five seconds before it does anything, and the suite starts some
 hundred of them. A fork is a process of its own all the same: with its own registries, loggers and exit status, and it
 can be killed.
+
+Where the order of imports is what is tested, the process has imported only what knows nothing of us and of what we
+repair: half of the time, still.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import importlib
 import json
 import os
 import random
@@ -71,13 +75,19 @@ class Forks:
 
     Args:
         environment: Its environment variables.
+        imports: What it imports: ``'tools'`` or ``'others'``.
+        python: Its interpreter.
+        cwd: Where scripts run; by default where the tests do.
     """
 
-    def __init__(self, environment: dict[str, str]):
-        self._environment = environment
+    def __init__(
+        self, environment: dict[str, str], imports: str, python: str | Path = sys.executable, cwd: Path | None = None
+    ):
+        self._environment, self._cwd = environment, cwd
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+            [python, __file__, imports],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
         atexit.register(self._process.stdin.close)
 
     def start(self, script: Path, *args: str, env: dict[str, str] | None = None) -> Fork:
@@ -90,7 +100,7 @@ class Forks:
         """
         folder, command = tempfile.TemporaryDirectory(), [str(script), *args]
         environment = {**self._environment, **(env or {})}
-        order = dict(command=command, folder=folder.name, cwd=os.getcwd(), environment=environment)
+        order = dict(command=command, folder=folder.name, cwd=str(self._cwd or os.getcwd()), environment=environment)
         self._process.stdin.write(json.dumps(order) + '\n')
         self._process.stdin.flush()
         return Fork(command, int(self._process.stdout.readline()), folder)
@@ -114,16 +124,44 @@ class Forks:
         return subprocess.CompletedProcess([str(script), *args], fork.returncode, out, err)
 
 
-def format_configs_once() -> None:
-    """A runner formats its whole config five times, for a second each where it is one of segmentation."""
-    from mmengine.config import config
+def leave_configs_unformatted() -> None:
+    """A runner formats its whole config by yapf, which takes up to a second and changes no value.
 
-    format_code = config.FormatCode
-    remembered = functools.cache(lambda text, style: format_code(text, style_config=dict(style)))
-    config.FormatCode = lambda text, style_config: remembered(text, tuple(style_config.items()))
+    mmengine takes the function from yapf when it is imported, so this comes before.
+    """
+    from yapf.yapflib import yapf_api
+
+    @functools.wraps(yapf_api.FormatCode)
+    def leave(text: str, style_config: dict) -> tuple[str, bool]:
+        return text, False
+
+    yapf_api.FormatCode = leave
 
 
-def warm_up() -> None:
+def read_metafiles_once() -> None:
+    """A config that inherits from a toolbox's reads the metafiles of all its models, a hundred files each time."""
+    from mmengine.config import Config, utils
+
+    utils._get_cfg_metainfo = functools.cache(utils._get_cfg_metainfo)
+    Config.fromfile(Path(__file__).parents[1] / 'configs/demo/dit-nano_linear_bs64-20e_digits-16px.py')
+
+
+#: What takes long and neither repairs nor is repaired.
+OTHERS = (
+    'torch.distributed.fsdp', 'torch.distributed.optim', 'transformers', 'yaml', 'cv2', 'matplotlib.pyplot', 'sklearn',
+)  # fmt: skip
+
+
+def import_others() -> None:
+    """Imports what must not matter to the order of the rest."""
+    for name in OTHERS:
+        with suppress(ImportError):
+            importlib.import_module(name)
+    toolboxes = {'mmengine', 'mmcv', 'mmpretrain', 'mmseg', 'mmdet'}
+    assert not {'mmaselect', 'torchvision', 'diffusers', 'pkg_resources', *toolboxes} & set(sys.modules)
+
+
+def import_tools() -> None:
     """Imports what tools import, in their order: ours first, because it repairs the stack."""
     import mmaselect  # noqa: F401, I001
     import mmengine.runner  # noqa: F401
@@ -133,9 +171,7 @@ def warm_up() -> None:
     import torchvision  # noqa: F401
     from diffusers import AutoencoderKL, DiTTransformer2DModel, SD3Transformer2DModel  # noqa: F401
 
-    format_configs_once()
-    # Every data set of mmengine's collects garbage when it is built: what was imported is none.
-    gc.freeze()
+    read_metafiles_once()
 
 
 def next_order() -> dict | None:
@@ -143,7 +179,10 @@ def next_order() -> dict | None:
     orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), 'w')
     # What imports print must not pass for an answer.
     os.dup2(2, 1)
-    warm_up()
+    leave_configs_unformatted()
+    {'tools': import_tools, 'others': import_others}[sys.argv[1]]()
+    # Every data set of mmengine's collects garbage when it is built: what was imported is none.
+    gc.freeze()
     for line in orders:
         order = json.loads(line)
         # Two generations: somebody has to wait for each run, and this process for orders.

@@ -16,18 +16,10 @@ import warnings
 
 import pytest
 import torch
-from conftest import needs_torch
+from conftest import needs_torch, run_code
 from mmengine.logging.history_buffer import HistoryBuffer
 
 from mmaselect import compat
-
-
-def python(code):
-    """Runs code in a fresh interpreter that has not imported mmaselect."""
-    return subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code)], capture_output=True, text=True, check=False
-    )
-
 
 #: Hides a module from imports, as if it were not installed.
 HIDE = """
@@ -63,7 +55,7 @@ torch.ops.load_library = _fails
 
 @needs_torch('2.6', 'a torchvision that does not import without its library')
 def test_torchvision_whose_library_does_not_load_is_repaired():
-    raw = python(NO_LIBRARY + 'import torchvision')
+    raw = run_code(NO_LIBRARY + 'import torchvision')
     assert raw.returncode != 0
     assert 'RuntimeError: operator torchvision::nms does not exist' in raw.stderr
     code = """
@@ -76,12 +68,12 @@ def test_torchvision_whose_library_does_not_load_is_repaired():
     """
     # A look at whether it is installed, as diffusers takes one, is no import.
     for first in ('import sys', 'import sys, importlib.util; assert importlib.util.find_spec("torchvision")'):
-        done = python(NO_LIBRARY + textwrap.dedent(code.format(first=first)))
+        done = run_code(NO_LIBRARY + textwrap.dedent(code.format(first=first)))
         assert done.stdout.strip() == '[2.0, 1.0, 0.0]', done.stderr
 
 
 def test_two_copies_of_it_do_not_ask_each_other():
-    done = python(f"""{NO_LIBRARY}{COMPAT}
+    done = run_code(f"""{NO_LIBRARY}{COMPAT}
 compat.watch_imports(compat.REPAIRS)
 {COMPAT}
 compat.watch_imports(compat.REPAIRS)
@@ -96,7 +88,7 @@ import torchvision
 def test_another_failure_of_torchvision_is_not_hidden(tmp_path):
     (tmp_path / 'torchvision').mkdir()
     (tmp_path / 'torchvision' / '__init__.py').write_text('import torch\nraise RuntimeError("quite another")')
-    done = python(f"""
+    done = run_code(f"""
         import sys
         sys.path.insert(0, {str(tmp_path)!r})
         import mmaselect, torchvision
@@ -108,7 +100,7 @@ def test_another_failure_of_torchvision_is_not_hidden(tmp_path):
 def test_torchvision_that_loads_gets_no_operator_from_us():
     """A second declaration aborts the process: this is how version 0.1.0 ended beside torch 2.14.1."""
     script = 'import {}torch, torchvision; print(sorted(torch._C._dispatch_get_all_op_names()))'
-    raw, done = python(script.format('')), python(script.format('mmaselect, '))
+    raw, done = run_code(script.format('')), run_code(script.format('mmaselect, '))
     assert done.returncode == 0, done.stderr
     ours = {'torchvision::nms', 'torchvision::qnms'}
     if raw.returncode:
@@ -151,7 +143,7 @@ def test_a_healthy_stack_keeps_no_trace(tmp_path):
         )))
     """
     raw, done = (
-        python(textwrap.dedent(code).replace('APPLY', apply))
+        run_code(textwrap.dedent(code).replace('APPLY', apply))
         for apply in ('', COMPAT + 'compat.apply(lambda: None); del compat')
     )
     assert done.returncode == 0, done.stderr
@@ -161,7 +153,7 @@ def test_a_healthy_stack_keeps_no_trace(tmp_path):
 
 
 def test_without_an_accelerator_two_functions_of_mmengine_are_wrapped_once():
-    done = python(
+    done = run_code(
         """
         import mmengine.device.utils
         mmengine.device.utils.DEVICE = 'cpu'
@@ -178,8 +170,8 @@ def test_without_an_accelerator_two_functions_of_mmengine_are_wrapped_once():
 
 
 def test_mmseg_imports_with_mmcv_lite():
-    raw = python('import mmcv.ops')
-    done = python(
+    raw = run_code('import mmcv.ops')
+    done = run_code(
         """
         import mmaselect
         import mmseg.models, mmseg.apis, mmpretrain.models, mmpretrain.apis
@@ -223,9 +215,9 @@ def test_multimodal_models_that_do_not_import_are_left_out():
             print(error)
     """
     breaks = "import sys\nsys.modules['mmpretrain.models.multimodal.ram'] = None\n"
-    raw = python(breaks + textwrap.dedent(code))
+    raw = run_code(breaks + textwrap.dedent(code))
     assert raw.returncode != 0
-    done = python(breaks + 'import mmaselect\n' + textwrap.dedent(code))
+    done = run_code(breaks + 'import mmaselect\n' + textwrap.dedent(code))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("['Blip2Retrieval', 'ResNet']")
     assert 'mmpretrain[multimodal]' in done.stdout
@@ -237,7 +229,7 @@ def test_a_full_mmcv_that_does_not_load_says_so(tmp_path):
     (tmp_path / 'mmcv' / '__init__.py').write_text('')
     (tmp_path / 'mmcv' / 'ops' / '__init__.py').write_text('import mmcv._ext')
     (tmp_path / 'mmcv' / f'_ext{suffix}').write_bytes(b'')
-    done = python(f"""
+    done = run_code(f"""
         import sys
         sys.path.insert(0, {str(tmp_path)!r})
         import mmaselect, mmcv.ops
@@ -251,7 +243,7 @@ def test_with_a_full_mmcv():
     spec = importlib.util.find_spec('mmcv._ext')
     if spec is None or spec.origin is None:  # not there, or our stand-in
         pytest.skip('mmcv-lite is installed, which has no operators: install the full mmcv to run this')
-    done = python(
+    done = run_code(
         """
         import sys
         import mmaselect, torch
@@ -280,11 +272,11 @@ def test_mmengine_checkpoints_load_without_unpickling_code(tmp_path):
     # The default since torch 2.6.
     weights = f'torch.load({str(tmp_path / "c.pth")!r}, weights_only=True)'
     load = f"print({weights}['message_hub']['log_scalars']['train/loss'].current())"
-    assert python(make).returncode == 0
-    raw = python('import torch\n' + load)
+    assert run_code(make).returncode == 0
+    raw = run_code('import torch\n' + load)
     assert raw.returncode != 0
     assert 'Weights only load failed' in raw.stderr
-    done = python('import torch, mmaselect, mmengine\n' + load)
+    done = run_code('import torch, mmaselect, mmengine\n' + load)
     assert done.stdout.strip() == '0.5', done.stderr
 
 
@@ -319,13 +311,13 @@ def test_configs_inherit_across_packages():
         (folder / 'c.py').write_text("_base_ = ['mmpretrain::_base_/default_runtime.py']")
         print(Config.fromfile(folder / 'c.py').default_scope)
     """
-    present = python('import mmaselect\n' + textwrap.dedent(code))
+    present = run_code('import mmaselect\n' + textwrap.dedent(code))
     assert present.stdout.strip() == 'mmpretrain', present.stderr
     hidden = HIDE.format(name='pkg_resources')
-    raw = python(hidden + textwrap.dedent(code))
+    raw = run_code(hidden + textwrap.dedent(code))
     assert raw.returncode != 0
     assert "No module named 'pkg_resources'" in raw.stderr
-    mended = python(hidden + 'import mmaselect\n' + textwrap.dedent(code))
+    mended = run_code(hidden + 'import mmaselect\n' + textwrap.dedent(code))
     assert mended.stdout.strip() == 'mmpretrain', mended.stderr
 
 
@@ -352,8 +344,7 @@ def test_an_mmcv_that_mmseg_refuses_is_named(monkeypatch):
 
 def test_importing_is_cheap():
     """It needs neither torch nor mmengine; what it registers, no toolbox."""
-    done = python(
-        """
+    code = """
         import sys, time
         before = time.process_time()
         import mmaselect
@@ -364,8 +355,10 @@ def test_importing_is_cheap():
         import mmengine.runner
         print(sorted(packages() & {'mmpretrain', 'mmseg', 'diffusers', 'torchvision', 'sklearn'}))
         print(used)
-        """
-    )
+    """
+    # In an interpreter that has imported nothing.
+    command = [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     *packages, used = done.stdout.split()
     assert packages == ['[]', '[]'], done.stderr
     assert float(used) < 0.3
@@ -374,12 +367,6 @@ def test_importing_is_cheap():
 #: Imports each name in a fork: alone, and mmengine behind it; prints what is missing from the registries then.
 FIRST = """
 import importlib, os, sys
-# What takes long and knows nothing of us is imported once.
-for name in ('torch.distributed.fsdp', 'torch.distributed.optim', 'transformers', 'yaml', 'cv2', 'matplotlib.pyplot'):
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        pass
 for name in sys.argv[1:]:
     child = os.fork()
     if child == 0:
@@ -406,7 +393,5 @@ def test_whatever_is_imported_first_all_is_registered():
     """Each module that others of ours take names from, and each way to a name."""
     ours = ('backbones', 'cache', 'datasets', 'hooks', 'matchers', 'necks', 'evaluation.pck', 'evaluation.leaderboard')
     names = [f'mmaselect.{one}' for one in ours] + ['mmengine.runner', 'mmaselect:ASelectDiT', 'mmaselect:PCK']
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', FIRST, *names], capture_output=True, text=True, check=False
-    )
+    done = run_code(FIRST, *names)
     assert done.stdout.splitlines() == [f'{name} mmaselect' for name in names], done.stderr[-3000:]

@@ -147,8 +147,8 @@ def test_caching(harness, digits, tmp_path):
 
 @needs_exact_resume
 def test_pretraining(harness, digits, tmp_path):
-    settings = [f'train_dataloader.dataset.data_root={digits}', 'train_cfg.max_iters=80',
-                'model.transformer.num_layers=2', 'default_hooks.checkpoint.interval=10',
+    settings = [f'train_dataloader.dataset.data_root={digits}', 'train_cfg.max_iters=40',
+                'model.transformer.num_layers=2', 'default_hooks.checkpoint.interval=5',
                 'train_dataloader.batch_size=16',
                 'default_hooks.logger.interval=1']  # fmt: skip
     config = ROOT / 'configs/pretrain/dit-nano_digits.py'
@@ -268,6 +268,9 @@ def test_ranks_search_as_one_process(digits, tmp_path):
         assert [process.returncode for process in ranks] == [0] * count, printed[0][-3000:]
         found.append(json.loads((folder / 'selection.json').read_text()))
     alone, both = found
+    # It has doubled, and does not sweep.
+    assert alone['num_images'] > 64
+    assert len(alone['timesteps']) < 50
     assert both['num_images'] == alone['num_images']
     assert both['timestep'] == alone['timestep']
     assert both['timesteps'] == alone['timesteps']

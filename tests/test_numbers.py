@@ -19,7 +19,7 @@ ALLOWED = {'bfloat16': 2e-2, 'float16': 2e-3}
 
 @pytest.fixture(scope='module')
 def images():
-    digits = torch.from_numpy(load_digits().images[:64]).float().div(16)[:, None]
+    digits = torch.from_numpy(load_digits().images[:32]).float().div(16)[:, None]
     return torch.nn.functional.interpolate(digits, size=16, mode='bicubic').clamp(0, 1).expand(-1, 3, -1, -1)
 
 
@@ -40,7 +40,7 @@ def test_half_precision_scores_and_chooses_alike(images, exact, dtype):
     spectral, views = (NoiseConsistentHFR().label, HighFrequencyRatio().label), InstanceInformation().label
     for label in spectral:
         assert half.choices[label] == exact.choices[label]
-    # Near ties may fall otherwise: 300 and 400 differ by 0.3 %.
+    # Near ties may fall otherwise: 300 and 400 differ by 0.4 %.
     assert exact.sweep.choices[views].resamples[half.choices[views]] > 0.1
     for label in (*spectral, views):
         found, expected = half.sweep.curve(label), exact.sweep.curve(label)
@@ -50,9 +50,7 @@ def test_half_precision_scores_and_chooses_alike(images, exact, dtype):
 
 
 def test_a_selection_can_be_repeated_to_the_last_bit(images):
-    first, second, other = (
-        select(images[:32], timesteps=[100, 400], seed=seed).to_dict()['scores'] for seed in (0, 0, 1)
-    )
+    first, second, other = (select(images, timesteps=[100, 400], seed=seed).to_dict()['scores'] for seed in (0, 0, 1))
     assert first == second
     for label in first:
         assert all(one != two for one, two in zip(first[label], other[label]))

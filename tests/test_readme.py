@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ENVIRONMENT, ROOT, TINY, make_transformer, make_vae
+from forks import Forks
 from miniatures import make, write_image
 
 HUB_ID = 'stabilityai/stable-diffusion-3.5-medium'
@@ -30,7 +30,10 @@ def blocks(heading, language):
 
 @pytest.fixture(scope='module')
 def run(wheel, tmp_path_factory):
-    """Returns a function that runs a command of the environment with the wheel, in a folder of its own."""
+    """Returns a function that runs a script in the environment with the wheel, by name one of its own.
+
+    They run in a folder of their own, in forks of its interpreter that has imported nothing of the stack.
+    """
     environment, folder = tmp_path_factory.mktemp('environment'), tmp_path_factory.mktemp('project')
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', environment], check=True)
     paths = sysconfig.get_paths(vars={'base': str(environment), 'platbase': str(environment)})
@@ -51,16 +54,20 @@ def run(wheel, tmp_path_factory):
     variables = {**ENVIRONMENT, 'HF_HUB_CACHE': str(hub), 'MMASELECT_CACHE': str(hub / 'prompts')}
     variables.pop('PYTHONPATH', None)
 
-    def run(command, *args):
-        done = subprocess.run(
-            [Path(paths['scripts'], command), *map(str, args)],
-            capture_output=True, text=True, timeout=300, cwd=folder, env=variables, check=False,
-        )  # fmt: skip
+    scripts = Path(paths['scripts'])
+    forks = Forks(variables, 'others', scripts / 'python', folder)
+
+    def run(script, *args):
+        done = forks.run(scripts / script, *map(str, args), timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
-    run.folder = folder
-    where = run('python', '-c', 'import mmaselect; print(mmaselect.__file__)')
+    def run_code(code):
+        (folder / 'code.py').write_text(code)
+        return run(folder / 'code.py')
+
+    run.folder, run.code, run.scripts = folder, run_code, scripts
+    where = run_code('import mmaselect; print(mmaselect.__file__)')
     assert where.strip().startswith(str(environment))
     return run
 
@@ -108,7 +115,7 @@ def test_the_toolbox_s_own_script_with_the_change(run, project):
 
     config, options = project
     script = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'train.py'
-    printed = run('python', script, config, '--work-dir', 'theirs', *options)
+    printed = run(script, config, '--work-dir', 'theirs', *options)
     assert 'accuracy/top1' in printed
     selection = json.loads((run.folder / 'theirs' / 'selection.json').read_text())
     assert (selection['block'], selection['component'], selection['num_images']) == (12, 'query', 6)
@@ -140,7 +147,7 @@ def test_from_python(run):
         write_image(run.folder / 'folder' / 'of' / 'images' / f'{index}.png', index)
     given = 'import torch\nimages = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)\n'
     shown = '\nprint(tuple(features.shape), features.isfinite().all().item())'
-    printed = run('python', '-c', given + code.replace("device='cuda'", "device='cpu'") + shown)
+    printed = run.code(given + code.replace("device='cuda'", "device='cpu'") + shown)
     choice, shape = printed.strip().splitlines()[-2:]
     timestep, block, component, agreement = choice.split()
     assert 0 <= float(timestep) <= 1000
@@ -158,7 +165,7 @@ def test_what_is_installed_is_what_readme_says():
 
 
 def test_an_unknown_command_is_one_line(run):
-    done = subprocess.run([shutil.which('mmaselect', path=Path(sys.executable).parent), 'slect'],
+    done = subprocess.run([run.scripts / 'mmaselect', 'slect'],
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 2
     choices = 'select, extract, train, test'

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
-from conftest import ENVIRONMENT, TINY
+from conftest import TINY, run_code
 
 SCRIPT = """
 import json, sys
@@ -31,9 +29,7 @@ print(json.dumps([selection.timestep, list(features.shape), loaded]))
 
 def test_selection_and_extraction_without_mmengine():
     arch = dict(TINY['SiT'], in_channels=3, out_channels=3)
-    done = subprocess.run(
-        [sys.executable, '-c', SCRIPT, json.dumps(arch)], capture_output=True, text=True, env=ENVIRONMENT, check=False
-    )
+    done = run_code(SCRIPT, json.dumps(arch))
     assert done.returncode == 0, done.stderr[-3000:]
     timestep, shape, loaded = json.loads(done.stdout.splitlines()[-1])
     assert timestep in (0, 400)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
@@ -117,11 +118,12 @@ def source_of(*objects: Any) -> bytes:
         if file is not None:
             path = Path(file)
             names |= set(path.parent.rglob('*.py')) if path.name == '__init__.py' else {path}
-    return fingerprint([_code(path) for path in sorted(names)])
+    return fingerprint([_code(path.read_bytes()) for path in sorted(names)])
 
 
-def _code(path: Path) -> str:
-    tree = ast.parse(path.read_bytes())
+@functools.lru_cache(maxsize=256)
+def _code(source: bytes) -> str:
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         if isinstance(node, documented) and ast.get_docstring(node) is not None:

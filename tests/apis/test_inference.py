@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from itertools import zip_longest
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import run_code
 from PIL import Image
 
 import mmaselect
@@ -197,7 +195,7 @@ def test_no_toolbox_is_needed():
         f'print(mmaselect.select({MODEL!r}, torch.rand(8, 3, 8, 8), timesteps=[0, 500]).timestep)\n'
         "print([name for name in ('mmpretrain', 'mmseg', 'mmcv') if name in sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = run_code(code)
     assert done.stdout.splitlines()[1:] == ['[]'], done.stderr
 
 

@@ -133,24 +133,25 @@ def test_the_embedded_model_has_learned():
 def test_the_tool_trains_exports_and_resumes(digits, tmp_path):
     def pretrain(iterations, *more):
         options = [f'train_dataloader.dataset.data_root={digits}', f'train_cfg.max_iters={iterations}',
-                   'model.transformer.num_layers=2', 'default_hooks.checkpoint.interval=20',
+                   'model.transformer.num_layers=2', 'default_hooks.checkpoint.interval=10',
+                   'train_dataloader.batch_size=16',
                    'default_hooks.logger.interval=1']  # fmt: skip
         return run_tool(
             'pretrain.py', ROOT / 'configs/pretrain/dit-nano_digits.py', '--work-dir', tmp_path / 'run',
             '--out', tmp_path / 'out', *more, '--cfg-options', *options,
         )  # fmt: skip
 
-    done = pretrain(20)
+    done = pretrain(10)
     assert done.returncode == 0, done.stderr[-3000:]
     before = load_file(tmp_path / 'out/transformer/diffusion_pytorch_model.safetensors')
-    done = pretrain(40, '--resume')
+    done = pretrain(20, '--resume')
     assert done.returncode == 0, done.stderr[-3000:]
-    assert 'Iter(train) [21/40]' in done.stdout
-    assert 'Iter(train) [20/40]' not in done.stdout
+    assert 'Iter(train) [11/20]' in done.stdout
+    assert 'Iter(train) [10/20]' not in done.stdout
     after = load_file(tmp_path / 'out/transformer/diffusion_pytorch_model.safetensors')
     assert not torch.equal(before['proj_out_2.weight'], after['proj_out_2.weight'])
     # The exported weights are the averaged ones of the checkpoint, not those of the last step.
-    checkpoint = torch.load(tmp_path / 'run/iter_40.pth', weights_only=True)
+    checkpoint = torch.load(tmp_path / 'run/iter_20.pth', weights_only=True)
     assert torch.equal(after['proj_out_2.weight'], checkpoint['state_dict']['transformer.proj_out_2.weight'])
     last_step = checkpoint['ema_state_dict']['module.transformer.proj_out_2.weight']
     assert not torch.equal(after['proj_out_2.weight'], last_step)
