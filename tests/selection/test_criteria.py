@@ -171,7 +171,7 @@ def test_criteria_on_views_from_a_config():
     criterion = build_criterion(
         dict(type='InstanceInformation', num_views=3, views=dict(crop=0.2, mirror=True), pool=2)
     )
-    assert (criterion.num_views, criterion.pool, criterion.max_channels, criterion.shrinkage) == (3, 2, 256, 0.1)
+    assert (criterion.num_views, criterion.scales, criterion.max_channels, criterion.shrinkage) == (3, (2,), 256, 0.1)
     assert (criterion.views.crop, criterion.views.mirror, criterion.views.rotate) == (0.2, True, 0)
     assert isinstance(build_criterion(RECOMMENDED), InstanceInformation)
     assert isinstance(build_criterion(PAPER), HighFrequencyRatio)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -22,7 +23,9 @@ from mmaselect.selection.instance import (
 from mmaselect.selection.views import Views
 
 CHANNELS = 8
-ALL = (InstanceInformation, ViewConsistency, RankMe, LiDAR)
+#: Rows here are of one cell, or of cells of one scale.
+one_cell = functools.partial(InstanceInformation, pool=1)
+ALL = (one_cell, ViewConsistency, RankMe, LiDAR)
 
 
 def generator(seed):
@@ -94,12 +97,12 @@ def test_the_information_of_gaussian_features(views, scale):
     # 4,000 images are known to 2 % where there is little to know.
     rows = draw(between, within, 40000, views)
     for shrinkage in (0, 1e-3, 0.1, 0.5):
-        found = InstanceInformation(views, shrinkage=shrinkage).score(rows)
+        found = one_cell(views, shrinkage=shrinkage).score(rows)
         assert found == pytest.approx(information(between, within, shrinkage), rel=0.02)
     # Next to no shrinkage leaves the capacity of the channel, more of it does not.
     ratio = torch.linalg.eigvals(torch.linalg.solve(within, between)).real
     capacity = 0.5 * torch.log1p(ratio).sum().item()
-    assert InstanceInformation(views, shrinkage=1e-3).score(rows) == pytest.approx(capacity, rel=0.03)
+    assert one_cell(views, shrinkage=1e-3).score(rows) == pytest.approx(capacity, rel=0.03)
     assert abs(information(between, within, 0.5) - capacity) > 0.05 * capacity
 
 
@@ -107,13 +110,13 @@ def test_it_counts_directions_and_how_well_each_survives():
     """Channels that are independent: each gives its own part, those that tell nothing none."""
     for strengths in ([4.0] * 2 + [0.0] * 6, [4.0] * 4 + [0.0] * 4, [8.0] * 4 + [0.0] * 4):
         between = torch.diag(torch.tensor(strengths, dtype=torch.float64) + 1e-12)
-        score = InstanceInformation(shrinkage=0).score(draw(between, torch.eye(CHANNELS).double(), 16000))
+        score = one_cell(shrinkage=0).score(draw(between, torch.eye(CHANNELS).double(), 16000))
         assert score == pytest.approx(sum(math.log1p(strength) for strength in strengths) / 2, rel=0.02)
 
 
 def test_scales_and_shifts_of_channels_do_not_matter():
     rows = draw(covariance(1), covariance(2, 0.3), images=200)
-    for criterion in (InstanceInformation(), InstanceInformation(3, shrinkage=0.5), InstanceInformation(shrinkage=0)):
+    for criterion in (one_cell(), one_cell(3, shrinkage=0.5), one_cell(shrinkage=0)):
         expected = criterion.score(rows)
         assert expected > 3
         for factor in (1e-8, -1, 1e8):
@@ -126,7 +129,7 @@ def test_scales_and_shifts_of_channels_do_not_matter():
 
 def test_without_shrinkage_no_invertible_map_of_the_channels_matters():
     rows = draw(covariance(1), covariance(2, 0.3), images=200)
-    shrunk, criterion = InstanceInformation(), InstanceInformation(shrinkage=0)
+    shrunk, criterion = one_cell(), one_cell(shrinkage=0)
     for seed in range(3):
         turn = torch.linalg.qr(random(CHANNELS, CHANNELS, seed=seed)).Q
         mapped = rows @ torch.diag(torch.logspace(-0.5, 0.5, CHANNELS).double()) @ turn
@@ -137,17 +140,15 @@ def test_without_shrinkage_no_invertible_map_of_the_channels_matters():
 def test_a_channel_that_never_changes_counts_for_nothing():
     rows = draw(covariance(1), covariance(2, 0.3), images=200)
     dead = torch.cat([rows[..., :4], torch.full_like(rows[..., :4], 3.0)], -1)
-    assert InstanceInformation(shrinkage=0).score(dead) == pytest.approx(
-        InstanceInformation(shrinkage=0).score(rows[..., :4]), rel=1e-6
-    )
-    assert math.isfinite(InstanceInformation().score(dead))
+    assert one_cell(shrinkage=0).score(dead) == pytest.approx(one_cell(shrinkage=0).score(rows[..., :4]), rel=1e-6)
+    assert math.isfinite(one_cell().score(dead))
 
 
 @pytest.mark.parametrize('views', [2, 3])
 @pytest.mark.parametrize('images', [32, 256])
 def test_pure_noise_tells_nothing(images, views):
     """40 draws: mostly 0 or within the score's own standard error, hardly ever anything that a search would keep."""
-    criterion = InstanceInformation(views)
+    criterion = one_cell(views)
     judged = [judge(criterion, random(images, views, 1, CHANNELS, seed=seed)) for seed in range(40)]
     # Of a normal variable 16 % lie above one standard error (6 of 40), 2.3 % above two (1 of 40).
     assert sum(score > error for score, error, _ in judged) <= 9
@@ -177,12 +178,12 @@ def test_views_that_are_the_same_are_finite(shrinkage):
     rows = draw(between, 1e-30 * torch.eye(CHANNELS).double())
     spread = between.diagonal().sqrt()
     cap = 0.5 * torch.logdet(torch.eye(CHANNELS).double() + between / torch.outer(spread, spread) / RIDGE).item()
-    assert InstanceInformation(shrinkage=shrinkage).score(rows) == pytest.approx(cap, rel=0.01)
+    assert one_cell(shrinkage=shrinkage).score(rows) == pytest.approx(cap, rel=0.01)
 
 
 def test_more_channels_than_images():
     """Every direction tells images apart then, of noise as well."""
-    criterion, channels, identity = InstanceInformation(shrinkage=0.1), 64, torch.eye(64).double()
+    criterion, channels, identity = one_cell(shrinkage=0.1), 64, torch.eye(64).double()
     judged = [judge(criterion, random(24, 2, 1, channels, seed=seed)) for seed in range(100)]
     # Six parts know their spread less well than sixteen: of a t distribution 20 % and 6 %.
     assert sum(score > error for score, error, _ in judged) <= 28
@@ -251,6 +252,30 @@ def test_each_cell_is_compared_with_the_same_cell_of_other_images():
     for criterion in ALL:
         one = criterion(pool=2)
         assert one.score(rows + places) == pytest.approx(one.score(rows), rel=1e-6)
+
+
+def test_several_scales_give_their_geometric_mean_also_without_a_part():
+    rows, parts = draw(covariance(1), covariance(2), 60, cells=1 + 4 + 9), torch.arange(60) % 5
+    one, two, three = (InstanceInformation(pool=side) for side in (1, 2, 3))
+    scales = rows.split([1, 4, 9], 2)
+    scores = [criterion.score(scale) for criterion, scale in zip((one, two, three), scales)]
+    assert min(scores) > 1
+    assert InstanceInformation(pool=[1, 2, 3]).score(rows) == pytest.approx(math.prod(scores) ** (1 / 3), rel=1e-9)
+    both = InstanceInformation()
+    assert both.score(rows[:, :, :5]) == pytest.approx(math.sqrt(scores[0] * scores[1]), rel=1e-9)
+    expected = (one.leave_out(scales[0], parts) * two.leave_out(scales[1], parts)).sqrt()
+    torch.testing.assert_close(both.leave_out(rows[:, :, :5], parts), expected)
+    # A scale that tells nothing counts: what is left of the other one is nothing, too.
+    deaf = torch.cat([rows[:, :, :1], rows[:1, :1, 1:5].expand(60, 2, 4, CHANNELS)], 2)
+    assert (one.score(deaf[:, :, :1]), both.score(deaf)) == (scores[0], 0)
+
+
+def test_rows_of_several_scales_follow_each_other():
+    features, _ = maps()
+    rows = InstanceInformation(3, pool=(2, 1)).rows(features)
+    assert rows.shape == (6, 3, 5, 5)
+    assert torch.equal(rows[:, :, :4], InstanceInformation(3, pool=2).rows(features))
+    assert torch.equal(rows[:, :, 4:], one_cell(3).rows(features))
 
 
 # --- the others ------------------------------------------------------------------------------------------------------
@@ -327,13 +352,14 @@ def test_lidar_whitens_by_the_scatter_of_views_where_rankme_does_not():
 def test_labels_name_what_matters():
     assert InstanceInformation(2, pool=1).label == 'instance information (2 views)'
     assert InstanceInformation(3, pool=2).label == 'instance information (3 views, 2x2 cells)'
+    assert InstanceInformation().label == 'instance information (2 views, 1x1 and 2x2 cells)'
     assert [one(4, pool=1).label for one in ALL[1:]] == [
         'view consistency (4 views)',
         'RankMe (4 views)',
         'LiDAR (4 views)',
     ]
-    assert InstanceInformation(views=dict(crop=1.0, colour=0.2)).views == Views(crop=1.0, colour=0.2)
-    assert InstanceInformation().views == Views()
+    assert one_cell(views=dict(crop=1.0, colour=0.2)).views == Views(crop=1.0, colour=0.2)
+    assert one_cell().views == Views()
 
 
 @pytest.mark.parametrize('criterion', ALL)
@@ -361,18 +387,26 @@ def test_bad_fields_are_named(criterion, fields, message):
         criterion(**fields)
 
 
+@pytest.mark.parametrize('pool', [[], [1, 1], [2, 0], [1, '2'], 'x', (1, True)])
+def test_bad_scales_are_named(pool):
+    with pytest.raises(InputError, match=r'^pool=.* is not valid: give a '):
+        InstanceInformation(pool=pool)
+    with pytest.raises(InputError, match=r'^pool=.* is not valid'):
+        LiDAR(pool=[1, 2])
+
+
 def test_without_shrinkage_more_channels_than_views_are_refused():
     rows = torch.randn(20, 2, 1, 32, generator=torch.Generator().manual_seed(0))
     with pytest.raises(InputError, match=r'shrinkage=0 needs at least 32 views .* for 32 channels; there are 20: set'):
-        InstanceInformation(shrinkage=0).score(rows)
-    assert math.isfinite(InstanceInformation().score(rows))
+        one_cell(shrinkage=0).score(rows)
+    assert math.isfinite(one_cell().score(rows))
 
 
 @pytest.mark.parametrize('shrinkage', [-0.1, 0.6, 'x', None, True, math.nan])
 def test_bad_shrinkage_is_named(shrinkage):
     message = f'shrinkage={shrinkage!r} is not valid: give a number of at least 0 and at most 0.5'
     with pytest.raises(InputError, match=message):
-        InstanceInformation(shrinkage=shrinkage)
+        one_cell(shrinkage=shrinkage)
 
 
 def by_scatters(rows, shrinkage):
@@ -385,7 +419,7 @@ def by_scatters(rows, shrinkage):
 
 @pytest.mark.parametrize('views,cells,shrinkage', [(2, 1, 0.1), (3, 4, 0.5), (2, 2, 0.0), (2, 1, 0.5)])
 def test_the_information_is_that_of_the_scatters_also_without_a_part(views, cells, shrinkage):
-    criterion = InstanceInformation(shrinkage=shrinkage)
+    criterion = one_cell(shrinkage=shrinkage)
     rows, parts = draw(covariance(1), covariance(2), 120, views, cells), torch.arange(120) % 5
     whole = rows - rows.mean((0, 1))
     torch.testing.assert_close(criterion._information(whole), by_scatters(rows, shrinkage))
@@ -396,11 +430,11 @@ def test_the_information_is_that_of_the_scatters_also_without_a_part(views, cell
 def test_the_information_of_fewer_images_than_channels():
     rows = torch.randn(4, 2, 1, 64, generator=torch.Generator().manual_seed(0)).double()
     rows -= rows.mean((0, 1))
-    torch.testing.assert_close(InstanceInformation()._information(rows), by_scatters(rows, 0.1))
+    torch.testing.assert_close(one_cell()._information(rows), by_scatters(rows, 0.1))
 
 
 def test_the_standard_error_is_that_of_many_draws():
-    criterion = InstanceInformation()
+    criterion = one_cell()
     judged = [judge(criterion, draw(covariance(1), covariance(2), 128, seed=10 * seed)) for seed in range(60)]
     scores, errors = (torch.tensor([one[which] for one in judged]) for which in (0, 1))
     # 60 draws know a standard deviation to 9 %.

@@ -14,7 +14,8 @@ SIGMAS = (0.05, 0.1, 0.25, 0.4)
 RULES = (0, 100, 500)
 #: What `--settings` varies, one at a time.
 SETTINGS = dict(
-    num_views=(3, 4, 8), pool=(2, 4), shrinkage=(0.03, 0.3), views=(dict(crop=0.1), dict(colour=0.4, blur=1.0))
+    num_views=(3, 4, 8), pool=(1, 2, 4, [1, 4]), shrinkage=(0.03, 0.3),
+    views=(dict(crop=0.1), dict(colour=0.4, blur=1.0)),
 )  # fmt: skip
 IMAGES = (32, 64, 128, 512, 912)
 
@@ -36,8 +37,9 @@ def parse_args():
 def list_criteria(hook):
     """All of them; those that read views read those of the config's criterion."""
     views = {name: value for name, value in hook.config.items() if name in ('num_views', 'views')}
-    pool = hook.config.get('pool', 1)
-    entries = [dict(type='InstanceInformation', pool=one, **views) for one in dict.fromkeys((pool, 1, 2, 4))]
+    pools = [hook.config.get('pool', (1, 2)), (1, 2), 1, 2, 4]
+    pools = dict.fromkeys(tuple(one) if isinstance(one, (list, tuple)) else one for one in pools)
+    entries = [dict(type='InstanceInformation', pool=one, **views) for one in pools]
     entries += [dict(type=name, **views) for name in ('ViewConsistency', 'RankMe', 'LiDAR')]
     entries += [dict(type='NoiseConsistentHFR', centred=centred) for centred in (True, False)]
     entries += [dict(type='HighFrequencyRatio', sigma=sigma, norm=norm) for norm in (2, 1) for sigma in SIGMAS]
