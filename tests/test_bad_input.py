@@ -82,7 +82,10 @@ def attempt(call_tool, data, tmp_path):
         (dict(custom_hooks__0__criterion__shrinkage=-1), 'shrinkage=-1 is not valid'),
         (dict(custom_hooks__0__criterion__views__crop=0), 'views.crop=0 is not valid: give a number above 0'),
         (dict(custom_hooks__0__criterion__num_views=1), 'num_views=1 is not valid: give a whole number of at least 2'),
-        (dict(custom_hooks__0__num_images=1), 'instance information (2 views) needs at least 2 images'),
+        (
+            dict(custom_hooks__0__num_images=1),
+            'instance information (2 views, 1x1 and 2x2 cells) needs at least 2 images',
+        ),
         (dict(custom_hooks__0__timesteps='[0,1001]'), 'timesteps=1001 is not a timestep'),
         (dict(custom_hooks__0__num_images=0), 'num_images=0 is not valid: give a whole number of at least 1'),
         (dict(custom_hooks__0__num_images='some'), "num_images='some' is not valid: give a whole number of at least 1"),

@@ -61,6 +61,7 @@ class ViewCriterion(Criterion):
             **check_fields({} if views is None else views, 'views', Views.__dataclass_fields__, 'dict(crop=0.4)')
         )
         self.scales = self._read_pool(pool)
+        self.pool = self.scales[0] if len(self.scales) == 1 else list(self.scales)
         self.max_channels = check_count(max_channels, 'max_channels')
         pooled = '' if self.scales == (1,) else f', {" and ".join(f"{side}x{side}" for side in self.scales)} cells'
         self.label = f'{self.name} ({num_views} views{pooled})'
