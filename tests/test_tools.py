@@ -34,7 +34,7 @@ def test_training_selects_trains_and_saves_little(trained):
     assert selection['timesteps'] == [0, 400, 900]
     assert selection['config']['diffusion']['pretrained'] == 'mmaselect://dit-nano_digits'
     # Two criteria, two views, three blocks up to block 2.
-    label = 'instance information (2 views)'
+    label = 'instance information (2 views, 1x1 and 2x2 cells)'
     assert list(selection['scores']) == [label, 'HFR (sigma 0.25)']
     assert selection['criterion']['views'] == dict(crop=0.7, rotate=15)
     assert selection['noise'] == 'fixed'

@@ -133,7 +133,7 @@ def test_scores_and_accuracy_over_timesteps(digits, work_dir):
                 for images in (train, test))  # fmt: skip
         assert row['probe accuracy (%)'] == pytest.approx(accuracy_of(x, train_labels, y, test_labels), abs=0.01)
     assert rows[0]['probe accuracy (%)'] > 80 > rows[2]['probe accuracy (%)']
-    for label in ('HFR (sigma 0.25)', 'instance information (2 views)'):
+    for label in ('HFR (sigma 0.25)', 'instance information (2 views, 1x1 and 2x2 cells)'):
         for row in rows:
             assert row[f'{label}, 2.5 %'] <= row[label] <= row[f'{label}, 97.5 %'] or row[label] == 0
     # Of 60 test images, 30 in either half.
@@ -155,7 +155,7 @@ def test_scores_against_the_fisher_score(digits, work_dir):
     fisher = [row['Fisher Score (labels)'] for row in rows]
     # Under fresh noise, classes get ever harder to tell; so says instance information, and plain HFR the opposite.
     assert fisher == sorted(fisher, reverse=True)
-    names = ('HFR (sigma 0.25)', 'instance information (2 views)')
+    names = ('HFR (sigma 0.25)', 'instance information (2 views, 1x1 and 2x2 cells)')
     hfr, ours = ([row[name] for row in rows] for name in names)
     assert ours == sorted(ours, reverse=True)
     assert hfr == sorted(hfr)
