@@ -259,6 +259,8 @@ def test_block_and_component_are_selected_with_the_timestep(digits, tmp_path):
             'custom_hooks.0.num_images': 'auto',
             'custom_hooks.0.stability': 0.5,
             'custom_hooks.0.search': 'coarse-to-fine',
+            # One scale, in a third of the time.
+            'custom_hooks.0.criterion.pool': 1,
             'model.backbone.block': 'auto',
             'model.backbone.component': 'auto',
         },
