@@ -86,7 +86,8 @@ CRITERIA = {
 VIEWS = {
     'num_views': [*NOT_COUNTS, 1],
     'views': ['x', '', 3, [], True, dict(foo=1), dict(crop=1)],
-    'pool': NOT_COUNTS,
+    # [2] is a list of scales.
+    'pool': [value for value in NOT_COUNTS if value != [2]],
     'max_channels': NOT_COUNTS,
 }
 VIEWS |= {

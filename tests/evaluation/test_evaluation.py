@@ -199,7 +199,7 @@ def test_criteria_are_compared_with_the_oracle(digits, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     rows = read(tmp_path / 'criteria.csv')
-    assert len(rows) == 2 * (17 + 4)
+    assert len(rows) == 2 * (18 + 4)
     probes = {
         entry['request']['noise']: entry['result'] for entry in json.loads((tmp_path / 'probes.json').read_text())
     }
