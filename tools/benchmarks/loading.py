@@ -15,7 +15,7 @@ from mmaselect.diffusion.model import DiffusionSpec
 from mmaselect.diffusion.taps import Tap
 
 
-def load_child(side, folder, size=128):
+def load_child(side, folder):
     """Loads, reads one feature, and prints what that took: the body of a process of its own."""
     # What both import is no part of the comparison.
     from diffusers import AutoencoderKL, SD3Transformer2DModel  # noqa: F401
@@ -31,7 +31,7 @@ def load_child(side, folder, size=128):
         return value
 
     loading.Tensors.get = counted
-    images = torch.rand(1, 3, size, size) * 2 - 1
+    images = torch.rand(1, 3, 128, 128) * 2 - 1
     if side in ('cold', 'floor'):
         seconds = first_feature(folder, images) if side == 'cold' else read_and_pass(folder, images)
         print(json.dumps({'seconds': seconds}))
