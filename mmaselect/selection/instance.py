@@ -209,9 +209,10 @@ class InstanceInformation(ViewCriterion):
     def _read_pool(self, pool: Any) -> tuple[int, ...]:
         if not isinstance(pool, (list, tuple)):
             return super()._read_pool(pool)
-        if not pool or len(set(pool)) < len(pool):
+        scales = tuple(check_count(side, 'pool') for side in pool)
+        if not scales or len(set(scales)) < len(scales):
             raise InputError(f'pool={pool!r} is not valid: give a number, or several, each once')
-        return tuple(check_count(side, 'pool') for side in pool)
+        return scales
 
     def _score(self, rows: Tensor) -> float:
         return self._mean(rows, self._information).item()

@@ -387,7 +387,7 @@ def test_bad_fields_are_named(criterion, fields, message):
         criterion(**fields)
 
 
-@pytest.mark.parametrize('pool', [[], [1, 1], [2, 0], [1, '2'], 'x', (1, True)])
+@pytest.mark.parametrize('pool', [[], [1, 1], [2, 0], [1, '2'], 'x', (1, True), [[1]]])
 def test_bad_scales_are_named(pool):
     with pytest.raises(InputError, match=r'^pool=.* is not valid: give a '):
         InstanceInformation(pool=pool)
