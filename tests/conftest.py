@@ -17,6 +17,11 @@ import textwrap
 from importlib import metadata
 from pathlib import Path
 
+#: Two cores: one for each of two workers, or both for a run without workers. OpenMP waits by spinning: two workers of
+#: two threads each take ten times as long. This comes before what reads it is imported; a tool that a test runs in this
+#: process obeys it, too.
+os.environ['OMP_NUM_THREADS'] = '1' if 'PYTEST_XDIST_WORKER' in os.environ else '2'
+
 import pytest
 import torch
 from forks import Forks, leave_configs_unformatted, read_metafiles_once
@@ -24,9 +29,6 @@ from packaging.version import Version
 
 import mmaselect
 
-#: Two cores: one for each of two workers, or both for a run without workers.
-THREADS = 1 if 'PYTEST_XDIST_WORKER' in os.environ else 2
-torch.set_num_threads(THREADS)
 leave_configs_unformatted()
 read_metafiles_once()
 
@@ -214,7 +216,7 @@ def wheel(tmp_path_factory):
     return file
 
 
-ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': str(THREADS), 'HF_HUB_OFFLINE': '1'}
+ENVIRONMENT = {**os.environ, 'HF_HUB_OFFLINE': '1'}
 
 
 @functools.cache
