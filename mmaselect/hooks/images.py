@@ -122,7 +122,8 @@ def read_seeded(read: Callable[[int], dict[str, Any]], index: int, seed: int) ->
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        # torch.manual_seed would seed accelerators, too, which nothing puts back.
+        torch.default_generator.manual_seed(seed)
         try:
             return read(index)
         finally:

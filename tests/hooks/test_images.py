@@ -7,6 +7,7 @@ import random
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -117,6 +118,15 @@ def test_a_seed_decides_what_a_pipeline_gives():
     assert not torch.equal(first, read_seeded(by_the_seed, 3, 6)['inputs'])
     with pytest.raises(InputError, match='the pipeline gives two images under one seed'):
         check_seeded(by_its_own, range(8))
+
+
+def test_a_seeded_read_leaves_all_random_states(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', seeded.append)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    read_seeded(lambda index: {'drawn': (random.random(), np.random.rand(), torch.rand(1))}, 0, 7)
+    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    assert not seeded, 'nothing would put them back'
 
 
 class Owner(BaseModel):
