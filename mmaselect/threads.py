@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+#: Threads that compute side by side: more would wait for Python's lock.
+MOST = 8
 
 
 @dataclass(frozen=True)
@@ -80,3 +85,24 @@ def set_threads(cfg: Mapping, device: str) -> ThreadPlan:
     plan = thread_plan(loader.get('num_workers', 0), device)
     torch.set_num_threads(plan.threads)
     return plan
+
+
+@contextmanager
+def side_by_side() -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """Threads of Python in the place of torch's, which gain little on small matrices.
+
+    The results do not depend on how many there are.
+
+    Yields:
+        The threads, and their number.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    number = min(before, MOST)
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(number) as threads:
+            yield threads, number
+    finally:
+        torch.set_num_threads(before)

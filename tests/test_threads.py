@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmaselect.threads import set_threads, thread_plan
+from mmaselect.threads import MOST, set_threads, side_by_side, thread_plan
 
 TORCHRUN = {'LOCAL_WORLD_SIZE': '4'}
 SLURM = {'SLURM_NTASKS_PER_NODE': '8'}
@@ -50,3 +50,16 @@ def test_a_run_takes_what_the_plan_says(monkeypatch):
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('before,number', [(3, 3), (MOST + 1, MOST)])
+def test_side_by_side_each_thread_computes_alone(before, number):
+    at_first = torch.get_num_threads()
+    torch.set_num_threads(before)
+    try:
+        with side_by_side() as (threads, count):
+            assert count == number
+            assert set(threads.map(lambda _: torch.get_num_threads(), range(20))) == {1}
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(at_first)

@@ -26,6 +26,7 @@ ROWS = {
     'settled': 'features',
     'racing': 'selection',
     'joint': 'selection',
+    'scoring': 'selection',
     'accelerator': 'accelerator',
     'encoder': 'features',
     'load': 'loading',

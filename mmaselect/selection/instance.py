@@ -11,6 +11,7 @@ With ``x_iv`` the pooled feature of view ``v`` of image ``i`` under the noise th
 from __future__ import annotations
 
 import functools
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -234,56 +235,83 @@ class InstanceInformation(ViewCriterion):
     def _information(self, rows: Tensor) -> Tensor:
         """Of standardised rows; scatters stay factors, so that few images make no matrix of channels."""
         n, q, cells, channels = rows.shape
-        means = rows.mean(1, keepdim=True)
-        within = (rows - means).reshape(-1, channels) / (n * (q - 1) * cells) ** 0.5
-        between = means.reshape(-1, channels) / ((n - 1) * cells) ** 0.5
-        level = self._level(within.square().sum() / channels)
-        # With S_b = between - S_w / q.
-        both = torch.cat([(1 - self.shrinkage - 1 / q) ** 0.5 * within, between])
-        return _half_logdet(both, level) - _half_logdet((1 - self.shrinkage) ** 0.5 * within, level)
+        within, between = (factor.flatten(0, 1) for factor in _factors(rows))
+        level = self._level(within.square().sum() / (n * (q - 1) * cells * channels))
+        within = within * ((1 - self.shrinkage) / (n * (q - 1) * cells * level)) ** 0.5
+        both = torch.cat([within * self._beside_between(q) ** 0.5, between / ((n - 1) * cells * level) ** 0.5])
+        return _half_logdet(both) - _half_logdet(within)
 
     def _information_without(self, rows: Tensor, parts: Tensor) -> Tensor:
-        """:meth:`_information` without each part, (parts,), of rows that are centred as a whole."""
+        """:meth:`_information` without each part, (parts,), of rows that are centred as a whole.
+
+        A scatter without a part is the whole one less what few rows add to it, so the matrix determinant lemma needs
+        one decomposition of the whole.
+        """
         n, q, cells, channels = rows.shape
-        means = rows.mean(1)
-        deviations = rows - means[:, None]
-
-        def products(chosen: Tensor) -> tuple[Tensor, Tensor]:
-            within, between = deviations[chosen].reshape(-1, channels), means[chosen].reshape(-1, channels)
-            return within.T @ within, between.T @ between
-
-        all_within, all_between = products(torch.ones(n, dtype=torch.bool))
+        within, between = _factors(rows)
+        products, squares = _product(within), within.square().sum((1, 2))
+        of_within = torch.linalg.eigh(products)
+        # By the number of images left: S_b's denominator beside S_w's depends on it.
+        of_both: dict[int, tuple[Tensor, Tensor]] = {}
         found = []
         for part in range(int(parts.max()) + 1):
             chosen = parts == part
-            within, between = products(chosen)
-            left, moved = n - int(chosen.sum()), means[chosen].sum(0)
+            left = n - int(chosen.sum())
+            views, means = left * (q - 1) * cells, (left - 1) * cells
+            level = self._level((squares.sum() - squares[chosen].sum()) / (views * channels))
+            share = (1 - self.shrinkage) / views
+            beside = share * self._beside_between(q) * means
+            if left not in of_both:
+                of_both[left] = torch.linalg.eigh(_product(between) + beside * products)
             # All means together are 0, so those that are left have the mean - moved / left.
-            between = (all_between - between).addmm_(moved.T, moved, alpha=-1 / left).div_((left - 1) * cells)
-            within = (all_within - within).div_(left * (q - 1) * cells)
-            level = self._level(within.diagonal().mean())
-            both = between.add_(within, alpha=1 - self.shrinkage - 1 / q)
-            within.mul_(1 - self.shrinkage)
-            for matrix in (both, within):
-                matrix.diagonal().add_(level)
-            found.append(_half_logdet_of(both) - _half_logdet_of(within))
+            moved = between[chosen].sum(0) / left**0.5
+            removed = within[chosen].flatten(0, 1), torch.cat([between[chosen].flatten(0, 1), moved])
+            both = _half_logdet_less(of_both[left], torch.cat([removed[0] * beside**0.5, removed[1]]), level * means)
+            found.append(
+                both
+                - _half_logdet_less(of_within, removed[0], level / share)
+                # Of the denominators by which both were multiplied.
+                - channels / 2 * math.log(share * means)
+            )
         return torch.stack(found)
+
+    def _beside_between(self, views: int) -> float:
+        """Weight of ``S_w`` beside the scatter of means, in units of its weight alone: ``S_b`` is that less S_w / q."""
+        return (1 - self.shrinkage - 1 / views) / (1 - self.shrinkage)
 
     def _level(self, mean: Tensor) -> Tensor:
         """What is added to the diagonal of ``S_w``, by the mean of it."""
         return self.shrinkage * mean + RIDGE
 
 
-def _half_logdet_of(matrix: Tensor) -> Tensor:
-    return torch.linalg.cholesky(matrix).diagonal().log().sum()
+def _factors(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """What views of an image have apart, (n, (q - 1) * cells, C), and its means, (n, cells, C).
+
+    The products of all rows of the first with themselves are ``n (q - 1) cells S_w``; a row less per image, because
+    deviations from a mean sum to 0.
+    """
+    q = rows.shape[1]
+    ones = torch.cat([rows.new_ones(q, 1), torch.eye(q, dtype=rows.dtype)[:, 1:]], 1)
+    apart = torch.linalg.qr(ones).Q[:, 1:]
+    return torch.einsum('vk,nvsc->nksc', apart, rows).flatten(1, 2), rows.mean(1)
 
 
-def _half_logdet(factor: Tensor, level: Tensor) -> Tensor:
-    """Half of log det(1 + F^T F / level) of a factor (rows, C), on its shorter side."""
-    gram = factor @ factor.T if len(factor) < factor.shape[1] else factor.T @ factor
-    gram = gram / level
+def _product(factor: Tensor) -> Tensor:
+    factor = factor.flatten(0, -2)
+    return factor.T @ factor
+
+
+def _half_logdet(factor: Tensor, sign: int = 1) -> Tensor:
+    """Half of log det(1 + sign F^T F) of a factor (rows, C), on its shorter side."""
+    gram = sign * (factor @ factor.T if len(factor) < factor.shape[1] else factor.T @ factor)
     gram.diagonal().add_(1)
-    return _half_logdet_of(gram)
+    return torch.linalg.cholesky(gram).diagonal().log().sum()
+
+
+def _half_logdet_less(decomposed: tuple[Tensor, Tensor], removed: Tensor, level: Tensor) -> Tensor:
+    """Half of log det(M - R^T R + level) of a matrix's eigenvalues and eigenvectors, and of rows (rows, C)."""
+    values = decomposed[0] + level
+    return values.log().sum() / 2 + _half_logdet(removed @ decomposed[1] / values.sqrt(), -1)
 
 
 def _standardise(rows: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ from mmaselect.selection.criterion import Criterion, SummedCriterion, Sums, add_
 from mmaselect.selection.features import Features
 from mmaselect.selection.instance import ViewCriterion
 from mmaselect.selection.racing import survivors
+from mmaselect.threads import side_by_side
 
 SEARCHES = ('sweep', 'coarse-to-fine', 'racing')
 
@@ -451,25 +453,29 @@ class Search:
         self, which: int, criterion: ViewCriterion, evaluated: Sequence[int], images: int
     ) -> tuple[Tensor, Tensor | None]:
         """Scores and resampled scores of a criterion that reads all images at once, a timestep and tap at a time."""
-        scores, influences = [], []
-        for position in evaluated:
-            for number in range(len(self.taps)):
-                key = (which, position, number, images)
-                if key not in self._judged:
-                    # A rank may have had no images.
-                    kept = self._rows.get((criterion.kept, position, number))
-                    kept = kept or [(torch.empty(0), torch.empty(0).long())]
-                    rows, groups = self.ranks.gather(*(torch.cat(parts) for parts in zip(*kept)))
-                    self._judged[key] = jackknife(criterion.score, rows, groups, criterion.leave_out)
-                whole, influence = self._judged[key]
-                scores.append(whole)
-                influences.append(influence)
+        keys = [(which, position, number, images) for position in evaluated for number in range(len(self.taps))]
+        todo = [key for key in keys if key not in self._judged]
+        with side_by_side() as (threads, count):
+            # A few at a time: rows that are brought together are a copy.
+            for first in range(0, len(todo), count):
+                some = todo[first : first + count]
+                rows = [self._gather(criterion, position, number) for _, position, number, _ in some]
+                judge = functools.partial(jackknife, criterion.score, leave_out=criterion.leave_out)
+                self._judged.update(zip(some, threads.map(judge, *zip(*rows))))
+        judged = [self._judged[key] for key in keys]
         shape = (len(evaluated), len(self.taps))
-        found = torch.tensor(scores, dtype=torch.float64).view(shape)
-        known = [influence for influence in influences if influence is not None]
-        if len(known) < len(influences):
-            return found, None
-        return drop_doubtful(found, resample_influences(found, torch.stack(known).view(*shape, -1), seed=self.seed))
+        scores = torch.tensor([score for score, _ in judged], dtype=torch.float64).view(shape)
+        known = [influences for _, influences in judged if influences is not None]
+        if len(known) < len(judged):
+            return scores, None
+        return drop_doubtful(scores, resample_influences(scores, torch.stack(known).view(*shape, -1), seed=self.seed))
+
+    def _gather(self, criterion: ViewCriterion, position: int, number: int) -> tuple[Tensor, Tensor]:
+        """Rows of all images and their groups, from all ranks."""
+        # A rank may have had no images.
+        kept = self._rows.get((criterion.kept, position, number)) or [(torch.empty(0), torch.empty(0).long())]
+        rows, groups = self.ranks.gather(*(torch.cat(parts) for parts in zip(*kept)))
+        return rows, groups
 
     def _score_free(self, which: int, criterion: SummedCriterion, evaluated: Sequence[int]) -> Tensor:
         rows = [
