@@ -91,6 +91,7 @@ class Family(nn.Module, ABC):
         sites: Where each component is, as a path inside a block.
         auto_components: Candidates of ``component='auto'``; none for all.
         tap_sets: Published sets of taps by name.
+        own_fields: Fields of a config that diffusers' class does not have.
         latent_name: What diffusers' ``forward`` calls the noisy latent.
         folder: Where a pipeline's folder has the network.
         least_diffusers: The oldest diffusers that it was run with, where that is not what the package asks for.
@@ -113,6 +114,7 @@ class Family(nn.Module, ABC):
     sites: ClassVar[dict[str, Site]]
     auto_components: ClassVar[tuple[str, ...]] = AUTO_COMPONENTS
     tap_sets: ClassVar[dict[str, tuple[str, ...]]] = {}
+    own_fields: ClassVar[tuple[str, ...]] = ()
     latent_name: ClassVar[str] = 'hidden_states'
     folder: ClassVar[str] = 'transformer'
     least_diffusers: ClassVar[str] = '0'
@@ -262,8 +264,9 @@ class Family(nn.Module, ABC):
 
     @classmethod
     def known_fields(cls) -> list[str]:
-        """Names of the arguments of the diffusers class."""
-        return [name for name in inspect.signature(cls.model_class().__init__).parameters if name != 'self']
+        """Names of the arguments of the diffusers class, and our own."""
+        names = inspect.signature(cls.model_class().__init__).parameters
+        return [*(name for name in names if name != 'self'), *cls.own_fields]
 
     @classmethod
     def complete(cls, config: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from mmaselect.diffusion.families.unet import UNet
 from mmaselect.diffusion.family import DiffusersModule
 from mmaselect.diffusion.network import Site
+from mmaselect.diffusion.unets import UNetFamily
 from mmaselect.errors import InputError
 
 # Levels with attention are those of 32, 16 and 8 pixels.
@@ -34,7 +34,7 @@ DDPM256 = dict(
 )  # fmt: skip
 
 
-class ADM(UNet):
+class ADM(UNetFamily):
     """A U-Net without conditions, of pixels (``latent='pixels'``) or latents.
 
     Taps are named as those of ``UNet``; ``up-level1-repeat1-attn-out`` is the attention behind a residual unit. Block b
@@ -45,8 +45,6 @@ class ADM(UNet):
 
     name = 'ADM'
     class_names = ('UNet2DModel',)
-    # DDPM's own, which are diffusers' defaults.
-    betas = {}
     architectures = {'adm-256': ADM256, 'ddpm-256': DDPM256, 'ddpm-cifar10': CIFAR}
     tap_sets = {'diffeed': ('mid-repeat1-res-out', 'up-level1-repeat1-attn-out', 'up-level3-repeat1-res-out')}
 

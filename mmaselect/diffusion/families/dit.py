@@ -18,15 +18,9 @@ FREQUENCY_SHIFT = 'timestep_freq_shift'
 def architecture(layers: int, heads: int, head_dim: int, sample_size: int, patch_size: int = 2) -> dict[str, Any]:
     """Arguments of ``DiTTransformer2DModel`` for one row of the paper's table 1."""
     return dict(
-        num_layers=layers,
-        num_attention_heads=heads,
-        attention_head_dim=head_dim,
-        in_channels=4,
-        out_channels=8,
-        sample_size=sample_size,
-        patch_size=patch_size,
-        num_embeds_ada_norm=1000,
-    )
+        num_layers=layers, num_attention_heads=heads, attention_head_dim=head_dim, in_channels=4, out_channels=8,
+        sample_size=sample_size, patch_size=patch_size, num_embeds_ada_norm=1000,
+    )  # fmt: skip
 
 
 class DiT(Family):
@@ -43,7 +37,6 @@ class DiT(Family):
         'dit-xl/2-512': architecture(28, 16, 72, 64),
     }
     sites, normalised_sites = block_sites('attn1')
-    #: Fields of a config that diffusers' class does not have.
     own_fields: ClassVar[tuple[str, ...]] = (FREQUENCY_SHIFT,)
 
     @classmethod
@@ -77,11 +70,6 @@ class DiT(Family):
     def latent_scale(cls, config: Any) -> tuple[float, float]:
         """Of Stable Diffusion's VAE."""
         return 0.18215, 0.0
-
-    @classmethod
-    def known_fields(cls) -> list[str]:
-        """And our own."""
-        return [*super().known_fields(), *cls.own_fields]
 
     @classmethod
     def condition(cls, config: Any, latent: Tensor, prompt: dict[str, Tensor]) -> dict[str, Any]:

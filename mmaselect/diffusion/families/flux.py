@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmaselect.diffusion.family import DiffusersModule, Family, block_sites
+from mmaselect.diffusion.family import DiffusersModule, block_sites
 from mmaselect.diffusion.network import Site
+from mmaselect.diffusion.packed import PackedFamily, cells
 from mmaselect.diffusion.taps import Tap
 
 #: Guidance that ``dev`` is told, as diffusers' pipeline tells it.
 GUIDANCE = 3.5
 
 
-def cells(rows: int, columns: int, axes: int, device: torch.device) -> Tensor:
-    """Where each of an image's tokens lies, (rows * columns, axes): row and column are the second and third axis."""
-    ids = torch.zeros(rows, columns, axes, device=device)
-    ids[..., 1] += torch.arange(rows, device=device)[:, None]
-    ids[..., 2] += torch.arange(columns, device=device)
-    return ids.flatten(0, 1)
-
-
-class Flux(Family):
+class Flux(PackedFamily):
     """FLUX.1 under one constant prompt; blocks 0 to 18 are the double ones, the single ones follow."""
 
     name = 'Flux'
@@ -31,12 +24,7 @@ class Flux(Family):
     architectures = {'flux.1-dev': dict(guidance_embeds=True), 'flux.1-schnell': dict(guidance_embeds=False)}
     sites = block_sites('attn', item=1)[0]
     prompt_tokens = 512
-    cell: ClassVar[int] = 2
     normalised_sites = {'query': Site('attn.norm_q', merge=(2, 3)), 'key': Site('attn.norm_k', merge=(2, 3))}
-
-    def time(self, timestep: float) -> float:
-        """What the network is told: the share of noise, in [0, 1]."""
-        return self.process.network_timestep(timestep) / 1000
 
     @classmethod
     def blocks(cls, config: Any) -> list[str]:
@@ -54,29 +42,9 @@ class Flux(Family):
         return found
 
     @classmethod
-    def multiple(cls, config: Any) -> int:
-        """Latent pixels of a token, along one side."""
-        return cls.cell
-
-    @classmethod
-    def latent_channels(cls, config: Any) -> int:
-        """Of a latent before its pixels are packed into tokens."""
-        return config['in_channels'] // cls.cell**2
-
-    @classmethod
-    def side(cls, config: Any) -> int:
-        """1024 image pixels are 64 tokens."""
-        return 64 * cls.cell
-
-    @classmethod
     def latent_scale(cls, config: Any) -> tuple[float, float] | None:
         """Of its own VAE."""
         return 0.3611, 0.1159
-
-    @classmethod
-    def pack(cls, latent: Tensor) -> Tensor:
-        """(B, C, H, W) to tokens, (B, H / 2 * W / 2, 4 C) where a cell is 2 pixels wide."""
-        return nn.functional.pixel_unshuffle(latent, cls.cell).flatten(2).transpose(1, 2)
 
     @classmethod
     def prompt_widths(cls, config: Any) -> dict[str, int]:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmaselect.diffusion.families.flux import Flux, cells
+from mmaselect.diffusion.families.flux import Flux
 from mmaselect.diffusion.family import DiffusersModule
 from mmaselect.diffusion.network import Site
+from mmaselect.diffusion.packed import cells
 from mmaselect.diffusion.taps import Tap
 
 #: Guidance that ``dev`` is told, as diffusers' pipeline tells it.

@@ -76,6 +76,5 @@ class HunyuanDiT(Family):
             'image_meta_size': size.to(prompt['prompt_embeds'].dtype).repeat(batch, 1),
             'style': torch.zeros(batch, dtype=torch.long, device=latent.device),
             'image_rotary_emb': get_2d_rotary_pos_embed(
-                config['attention_head_dim'], (starts, stops), grid, device=latent.device
-            ),
-        }
+                config['attention_head_dim'], (starts, stops), grid, device=latent.device),
+        }  # fmt: skip

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from mmaselect.diffusion.families.flux import Flux
-from mmaselect.diffusion.family import Family, block_sites
+from mmaselect.diffusion.family import block_sites
 from mmaselect.diffusion.network import Site
+from mmaselect.diffusion.packed import PackedFamily
 
 
-class QwenImage(Family):
+class QwenImage(PackedFamily):
     """Qwen-Image under one constant prompt."""
 
     name = 'QwenImage'
@@ -22,8 +22,6 @@ class QwenImage(Family):
     normalised_sites = {'query': Site('attn.norm_q', merge=(2, 3)), 'key': Site('attn.norm_k', merge=(2, 3))}
     # What the pipeline's template leaves of the empty text.
     prompt_tokens = 5
-    # Latents, tokens and time are FLUX's.
-    time, multiple, latent_channels, side, pack = Flux.time, Flux.multiple, Flux.latent_channels, Flux.side, Flux.pack
 
     @classmethod
     def prompt_widths(cls, config: Any) -> dict[str, int]:
