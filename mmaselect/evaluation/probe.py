@@ -23,6 +23,7 @@ from mmaselect.hooks.images import RunnerImages, find_backbone
 from mmaselect.images import IGNORED
 from mmaselect.progress import progress_bar
 from mmaselect.selection.features import cell_labels
+from mmaselect.threads import side_by_side
 
 #: Cells per image that a probe of segmentation sees at most, drawn at random. With few, all probes overfit, and the
 #: order of timesteps is that of their noise.
@@ -208,6 +209,8 @@ def probe(
     Returns:
         The accuracies.
     """
+    from threadpoolctl import threadpool_limits
+
     # One block may feed several levels of a segmentation head.
     timesteps, taps = list(timesteps), list(dict.fromkeys(taps))
     backbone = find_backbone(runner)
@@ -237,9 +240,15 @@ def probe(
         started = time.perf_counter()
         train, test = read['train'], read['val']
         cells = len(np.unique(test.images)) < len(test.images)
-        for tap in taps:
-            for one in timesteps:
-                found = linear_probe(train.features[one, tap], train.labels, test.features[one, tap], cells)
+        keys = [(one, tap) for tap in taps for one in timesteps]
+
+        def fit(key: tuple[float, Tap]) -> np.ndarray:
+            return linear_probe(train.features[key], train.labels, test.features[key], cells)
+
+        # BLAS's own threads would wait for each other longer than they compute. The other way round, torch's matrix
+        # products would keep one thread after it.
+        with side_by_side() as (threads, _), threadpool_limits(1):
+            for (_, tap), found in zip(keys, threads.map(fit, keys)):
                 right = 100 * (found == test.labels)
                 result.accuracy.setdefault(tap, []).append(float(right.mean()))
                 for half, accuracy in enumerate(result.halves):
