@@ -40,6 +40,9 @@ for (const button of document.querySelectorAll('th button')) {
 }
 form.addEventListener('change', filter);
 form.addEventListener('submit', event => event.preventDefault());
-// The selects are reset after this event.
-form.addEventListener('reset', () => setTimeout(filter));
+form.addEventListener('reset', () => {
+  // The form itself does it only after this event.
+  for (const select of selects) select.value = '';
+  filter();
+});
 filter();
