@@ -76,9 +76,10 @@ class ASelectDiT(BaseModule):
             :class:`~mmaselect.diffusion.families.unet.UNet`.
         timestep: In [0, 1000] (0 clean, 1000 noise), or several, or ``'auto'``.
         num_timesteps: How many timesteps ``'auto'`` chooses. Each costs a forward pass.
-        noise: ``'fixed'`` gives every image the same noise, in training and evaluation: to the head it is a constant,
-            which costs far less accuracy than noise that varies. ``'fresh'`` draws anew in training, and in evaluation
-            gives every image a noise of its own that depends on nothing but its pixels.
+        noise: ``'fixed'`` gives every image of one size the same noise, in training and evaluation: to the head it is a
+            constant, which costs far less accuracy than noise that varies. ``'fresh'`` draws anew in training, and in
+            evaluation gives every image a noise of its own that depends on nothing but its pixels: for heads that are
+            trained on crops and tested on images of other sizes.
         noise_seed: Seed of the noise in evaluation, and of the fixed one.
         mean: Per channel, what the ``data_preprocessor`` subtracts from images in [0, 255], in RGB order. None takes it
             from there (our hooks do so) or from a checkpoint. Where neither is at hand, as in tools that count
@@ -159,6 +160,8 @@ class ASelectDiT(BaseModule):
         self.maps = nn.ModuleList(_Map() for _ in self.out_channels)
         self.multiple = self.spec.multiple
         self._noise_cache: dict[tuple, Tensor] = {}
+        #: Sizes of latents that the head was trained on; None once a size that is not among them has been told of.
+        self._trained_sizes: set[tuple[int, ...]] | None = set()
         chosen = self.alternatives[0] if len(self.alternatives) == 1 else None
         self._frozen = _Frozen(self.configured_timesteps, chosen)
         if mean is not None and std is not None:
@@ -454,6 +457,7 @@ class ASelectDiT(BaseModule):
     def _make_noise(self, images: Tensor, shape: tuple[int, ...]) -> Tensor:
         if self.noise == 'fixed':
             shape = tuple(map(int, shape))
+            self._compare_size(shape[1:])
             key = (shape, images.device)
             if key not in self._noise_cache:
                 self._noise_cache[key] = seeded_noise(shape, self.noise_seed).to(images.device)
@@ -461,6 +465,22 @@ class ASelectDiT(BaseModule):
         if self.training:
             return torch.randn((len(images), *shape), device=images.device)
         return pixel_noise(images, shape, self.noise_seed)
+
+    def _compare_size(self, size: tuple[int, ...]) -> None:
+        """Says once that a head is tested under another fixed noise than it was trained under."""
+        if self._trained_sizes is None or not any(self.timesteps or ()):
+            return
+        if self.training:
+            self._trained_sizes.add(size)
+        elif self._trained_sizes and size not in self._trained_sizes:
+            trained, found = ('x'.join(map(str, one)) for one in (min(self._trained_sizes), size))
+            self._say(
+                f"noise='fixed' is one noise for each size: the head was trained on latents of {trained}, and is "
+                f"tested on {found}, which have another; set noise='fresh', or test windows of one size "
+                "(test_cfg.mode='slide')",
+                logging.WARNING,
+            )
+            self._trained_sizes = None
 
     def extra_repr(self) -> str:
         """The choices, for ``print(model)``."""

@@ -170,6 +170,24 @@ def test_noise_in_training_and_evaluation():
     assert not torch.allclose(build(noise_seed=1, timestep=600)(x)[0], fixed(x)[0], atol=0.01)
 
 
+@pytest.mark.parametrize('fields,said', [({}, 1), ({'timestep': 0}, 0), ({'noise': 'fresh'}, 0)])
+def test_images_of_another_size_than_the_crops_have_another_fixed_noise(monkeypatch, fields, said):
+    backbone = build(**{'timestep': 600, 'noise': 'fixed', **fields})
+    lines = []
+    monkeypatch.setattr(backbone, '_say', lambda message, level: lines.append(message))
+    crop, whole = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 12)
+    backbone.eval()(whole)
+    backbone.train()(crop)
+    backbone.eval()(crop)
+    assert not lines
+    for _ in range(2):
+        backbone(whole)
+    expected = (
+        "trained on latents of 8x8, and is tested on 8x12, which have another; set noise='fresh', or test windows"
+    )
+    assert [expected in line for line in lines] == [True] * said
+
+
 def test_the_normalisation_is_undone():
     pixels = torch.randint(0, 256, (1, 3, 8, 8)).float()
     normalised = (pixels - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)

@@ -10,6 +10,8 @@ model = dict(
         diffusion=dict(type='UNet', pretrained='stable-diffusion-v1-5/stable-diffusion-v1-5', dtype='float16'),
         taps='gdf-sd15',
         timestep=50,
+        # As GDF has it; a fixed noise is another one for images of another size.
+        noise='fresh',
     ),
     neck=[
         dict(
