@@ -88,21 +88,20 @@ def set_threads(cfg: Mapping, device: str) -> ThreadPlan:
 
 
 @contextmanager
-def side_by_side() -> Iterator[tuple[ThreadPoolExecutor, int]]:
+def side_by_side() -> Iterator[ThreadPoolExecutor]:
     """Threads of Python in the place of torch's, which gain little on small matrices.
 
     The results do not depend on how many there are.
 
     Yields:
-        The threads, and their number.
+        As many threads as torch has, at most :data:`MOST`.
     """
     import torch
 
     before = torch.get_num_threads()
-    number = min(before, MOST)
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(number) as threads:
-            yield threads, number
+        with ThreadPoolExecutor(min(before, MOST)) as threads:
+            yield threads
     finally:
         torch.set_num_threads(before)

@@ -18,8 +18,8 @@ from importlib import metadata
 from pathlib import Path
 
 #: Two cores: one for each of two workers, or both for a run without workers. OpenMP waits by spinning: two workers of
-#: two threads each take ten times as long. This comes before what reads it is imported; a tool that a test runs in this
-#: process obeys it, too.
+#: two threads each take up to ten times as long. This comes before what reads it is imported; a tool that a test runs
+#: in this process obeys it, too.
 os.environ['OMP_NUM_THREADS'] = '1' if 'PYTEST_XDIST_WORKER' in os.environ else '2'
 
 import pytest

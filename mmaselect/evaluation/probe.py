@@ -247,7 +247,7 @@ def probe(
 
         # BLAS's own threads would wait for each other longer than they compute. The other way round, torch's matrix
         # products would keep one thread after it.
-        with side_by_side() as (threads, _), threadpool_limits(1):
+        with side_by_side() as threads, threadpool_limits(1):
             for (_, tap), found in zip(keys, threads.map(fit, keys)):
                 right = 100 * (found == test.labels)
                 result.accuracy.setdefault(tap, []).append(float(right.mean()))

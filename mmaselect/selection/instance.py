@@ -257,6 +257,7 @@ class InstanceInformation(ViewCriterion):
         for part in range(int(parts.max()) + 1):
             chosen = parts == part
             left = n - int(chosen.sum())
+            # Denominators of the two scatters.
             views, means = left * (q - 1) * cells, (left - 1) * cells
             level = self._level((squares.sum() - squares[chosen].sum()) / (views * channels))
             share = (1 - self.shrinkage) / views
@@ -276,7 +277,10 @@ class InstanceInformation(ViewCriterion):
         return torch.stack(found)
 
     def _beside_between(self, views: int) -> float:
-        """Weight of ``S_w`` beside the scatter of means, in units of its weight alone: ``S_b`` is that less S_w / q."""
+        """Weight of ``S_w`` in ``S_b`` plus the shrunk ``S_w``, over its weight in the latter alone.
+
+        ``S_b`` is the scatter of means less ``S_w / q``.
+        """
         return (1 - self.shrinkage - 1 / views) / (1 - self.shrinkage)
 
     def _level(self, mean: Tensor) -> Tensor:
@@ -297,6 +301,7 @@ def _factors(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _product(factor: Tensor) -> Tensor:
+    """Products of channels, (C, C), summed over the rows of a factor (..., C)."""
     factor = factor.flatten(0, -2)
     return factor.T @ factor
 

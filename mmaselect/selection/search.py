@@ -33,7 +33,7 @@ from mmaselect.selection.criterion import Criterion, SummedCriterion, Sums, add_
 from mmaselect.selection.features import Features
 from mmaselect.selection.instance import ViewCriterion
 from mmaselect.selection.racing import survivors
-from mmaselect.threads import side_by_side
+from mmaselect.threads import MOST, side_by_side
 
 SEARCHES = ('sweep', 'coarse-to-fine', 'racing')
 
@@ -455,12 +455,12 @@ class Search:
         """Scores and resampled scores of a criterion that reads all images at once, a timestep and tap at a time."""
         keys = [(which, position, number, images) for position in evaluated for number in range(len(self.taps))]
         todo = [key for key in keys if key not in self._judged]
-        with side_by_side() as (threads, count):
+        judge = functools.partial(jackknife, criterion.score, leave_out=criterion.leave_out)
+        with side_by_side() as threads:
             # A few at a time: rows that are brought together are a copy.
-            for first in range(0, len(todo), count):
-                some = todo[first : first + count]
+            for first in range(0, len(todo), MOST):
+                some = todo[first : first + MOST]
                 rows = [self._gather(criterion, position, number) for _, position, number, _ in some]
-                judge = functools.partial(jackknife, criterion.score, leave_out=criterion.leave_out)
                 self._judged.update(zip(some, threads.map(judge, *zip(*rows))))
         judged = [self._judged[key] for key in keys]
         shape = (len(evaluated), len(self.taps))
@@ -474,8 +474,7 @@ class Search:
         """Rows of all images and their groups, from all ranks."""
         # A rank may have had no images.
         kept = self._rows.get((criterion.kept, position, number)) or [(torch.empty(0), torch.empty(0).long())]
-        rows, groups = self.ranks.gather(*(torch.cat(parts) for parts in zip(*kept)))
-        return rows, groups
+        return self.ranks.gather(*(torch.cat(parts) for parts in zip(*kept)))
 
     def _score_free(self, which: int, criterion: SummedCriterion, evaluated: Sequence[int]) -> Tensor:
         rows = [

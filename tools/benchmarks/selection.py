@@ -106,7 +106,7 @@ def bench_scoring(args, folder):
     taps = [images + torch.randn(256, 2, 5, 256, generator=generator) for _ in range(8)]
 
     def ours():
-        with side_by_side() as (threads, _):
+        with side_by_side() as threads:
             return list(threads.map(lambda rows: jackknife(criterion.score, rows, groups, criterion.leave_out), taps))
 
     def theirs():

@@ -67,11 +67,6 @@ class ADM(UNetFamily):
         return {**sites, 'attn-out': Site(path)}
 
     @classmethod
-    def prompt_widths(cls, config: Any) -> dict[str, int]:
-        """None."""
-        return {}
-
-    @classmethod
     def condition(cls, config: Any, latent: Tensor, prompt: dict[str, Tensor]) -> dict[str, Any]:
         """None."""
         return {}
