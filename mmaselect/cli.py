@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmaselect.compat import end_process_group
 from mmaselect.errors import InputError, one_line  # InputError is re-exported: tools raise it
 from mmaselect.files import remove_abandoned
 from mmaselect.threads import set_threads
@@ -74,6 +75,9 @@ def run(main: Callable[[], None]) -> None:
             or describe_unknown_field(error)
         )
         if line is None:
+            if uses_gloo():
+                traceback.print_exc()
+                leave(1)
             raise
         sys.stderr.write(f'error: {line}\n')
         sys.stderr.flush()
@@ -127,19 +131,26 @@ def describe_lost_rank(error: BaseException) -> str | None:
     )
 
 
+def uses_gloo() -> bool:
+    """Whether this process is a rank of a CPU run."""
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == 'gloo'
+
+
 def leave(code: int = 0) -> None:
     """Ends a rank of a CPU run without tearing the interpreter down.
 
     A wrapped model keeps the process group alive after it was destroyed, and gloo's threads with it; one that runs
-    while the interpreter is taken apart now and then aborts a run that has succeeded, or waits for a rank that is gone.
+    while the interpreter shuts down now and then aborts a run that has succeeded. Destroying the group may never end,
+    see :func:`mmaselect.compat.end_process_group`.
 
     Args:
         code: Exit status.
     """
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == 'gloo':
-        # What was registered for the end, log files among it, is still done.
+    if uses_gloo():
+        # What else was registered for the end, log files among it, is still done.
+        atexit.unregister(end_process_group)
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import io
+import itertools
 import json
 import os
 import re
@@ -227,7 +228,7 @@ def forks(imports='tools'):
 
 def run_tool(tool, *args):
     """Runs ``python tools/TOOL ARGS`` in a process of its own."""
-    return forks().run(ROOT / 'tools' / tool, *map(str, args), timeout=300)
+    return forks().run(ROOT / 'tools' / tool, *map(str, args))
 
 
 def start_tool(tool, *args, env=None):
@@ -237,7 +238,7 @@ def start_tool(tool, *args, env=None):
 
 def run_script(path, *args):
     """Runs a script of a toolbox, which imports in an order of its own: nothing of ours or of the stack's before."""
-    return forks('others').run(path, *map(str, args), timeout=300)
+    return forks('others').run(path, *map(str, args))
 
 
 def run_code(code, *args):
@@ -257,10 +258,21 @@ def error_line(done):
     return line
 
 
+PORTS = itertools.count(os.getpid() % 200 * 100)
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return str(probe.getsockname()[1])
+    """A port that nobody listens on, and that the system gives to nobody.
+
+    Ranks take theirs seconds later. Ports that the system chooses, for gloo's connections too, start at 32768: had one
+    of those been taken in between, the first rank would fail and the others wait for it.
+    """
+    for number in PORTS:
+        port = 10000 + number % 20000
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(('127.0.0.1', port))
+            return str(port)
 
 
 def start_ranks(count, tool, *arguments, env=None):

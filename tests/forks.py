@@ -11,6 +11,7 @@ repair: half of the time, still.
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import functools
 import gc
 import importlib
@@ -47,18 +48,30 @@ class Fork:
             self.returncode = int(file.read_text())
         return self.returncode
 
-    def communicate(self, timeout: float = 600) -> tuple[str, str]:
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Waits for the end, and gives what was printed on stdout and stderr.
+
+        Args:
+            timeout: Seconds that the test expects; None is for a run that should end by itself.
 
         Raises:
             subprocess.TimeoutExpired: It runs still after ``timeout`` seconds.
+            AssertionError: It should have ended long ago; says what it printed, and what its threads are at.
         """
-        end = time.monotonic() + timeout
+        end = time.monotonic() + (timeout or 300)
         while self.poll() is None:
             if time.monotonic() > end:
-                raise subprocess.TimeoutExpired(self._command, timeout)
+                if timeout is not None:
+                    raise subprocess.TimeoutExpired(self._command, timeout)
+                os.kill(self.pid, signal.SIGUSR1)
+                time.sleep(1)
+                printed = '\n'.join(text[-5000:] for text in self._printed())
+                raise AssertionError(f'{self._command} does not end\n{printed}')
             time.sleep(0.01)
-        out, err = (Path(self._folder.name, name).read_text() for name in ('stdout', 'stderr'))
+        return self._printed()
+
+    def _printed(self) -> tuple[str, str]:
+        out, err = (Path(self._folder.name, name).read_text(errors='replace') for name in ('stdout', 'stderr'))
         return out, err
 
     def kill(self) -> tuple[str, str]:
@@ -105,20 +118,16 @@ class Forks:
         self._process.stdin.flush()
         return Fork(command, int(self._process.stdout.readline()), folder)
 
-    def run(self, script: Path, *args: str, timeout: float) -> subprocess.CompletedProcess:
-        """Runs a script to its end; what ``subprocess.run`` gives and raises.
+    def run(self, script: Path, *args: str) -> subprocess.CompletedProcess:
+        """Runs a script to its end; gives what ``subprocess.run`` gives.
 
         Args:
             script: Its path.
             *args: Its arguments.
-            timeout: Seconds after which it is killed.
-
-        Raises:
-            subprocess.TimeoutExpired: It was.
         """
         fork = self.start(script, *args)
         try:
-            out, err = fork.communicate(timeout)
+            out, err = fork.communicate()
         finally:
             fork.kill()
         return subprocess.CompletedProcess([str(script), *args], fork.returncode, out, err)
@@ -222,6 +231,8 @@ def become(order: dict) -> None:
     import torch
 
     torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
+    # A test that waits in vain says where.
+    faulthandler.register(signal.SIGUSR1)
     # All forks would draw the same numbers, and what was never seeded would look as if it were.
     random.seed()
     numpy.random.seed()

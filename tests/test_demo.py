@@ -37,7 +37,7 @@ ROWS = 21 - 3
 def run(folder):
     script = folder / 'short_demo.py'
     script.write_text(SHORT)
-    return forks().run(script, '--work-dir', str(folder / 'demo'), timeout=300)
+    return forks().run(script, '--work-dir', str(folder / 'demo'))
 
 
 @pytest.fixture(scope='module')

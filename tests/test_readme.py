@@ -58,7 +58,7 @@ def run(wheel, tmp_path_factory):
     forks = Forks(variables, 'others', scripts / 'python', folder)
 
     def run(script, *args):
-        done = forks.run(scripts / script, *map(str, args), timeout=300)
+        done = forks.run(scripts / script, *map(str, args))
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 

@@ -223,7 +223,6 @@ def extract_child(rank, world_size, folder, args):
         (ran, waited) = (after - before for after, before in zip(read_schedule(), (ran, waited)))
     print(json.dumps({'seconds': seconds, 'used': used, 'busy': (ran + waited) / seconds, 'ran': ran / seconds}))
     torch_dist.barrier()
-    torch_dist.destroy_process_group()
     cli.leave()
 
 

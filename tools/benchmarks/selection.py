@@ -297,7 +297,6 @@ def rank_child(rank, world_size, folder, args):
     found = {'curve': result.curve(label), 'choice': result.choice(label), 'blocks': result.block_evaluations}
     print(json.dumps({'seconds': statistics.median(times[1:]), **found}))
     torch_dist.barrier()
-    torch_dist.destroy_process_group()
     cli.leave()
 
 
