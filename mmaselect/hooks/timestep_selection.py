@@ -203,11 +203,11 @@ class TimestepSelectionHook(Hook):
             sum(count_passes(list(self.criteria.values()), num_timesteps)) - 1, self.max_unreadable,
         )  # fmt: skip
         count = AUTO_IMAGES[1] if self.num_images == 'auto' else self.num_images or len(images)
+        choices = f', {len(alternatives)} choices of block and component' if len(alternatives) > 1 else ''
         runner.logger.info(
             f'selecting by {self.criterion.label}: {min(count, len(images))} images'
             f'{" at most" if self.num_images == "auto" else ""}, {len(timesteps)} timesteps, '
-            f'{model.num_blocks} blocks, {len(alternatives)} choices of block and component, '
-            f'{backbone.noise} noise ({self.search})'
+            f'{model.num_blocks} blocks{choices}, {backbone.noise} noise ({self.search})'
         )
         selection = select_on(
             model,

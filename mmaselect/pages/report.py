@@ -67,7 +67,7 @@ def make_report(content: dict[str, Any], pictures: dict[str, Any] | None = None)
     return render(
         'report',
         selection=selection,
-        taps=name_taps(list(dict.fromkeys(selection.taps))),
+        taps=name_taps(selection.taps),
         content=content,
         decisions=[_decision(selection, label) for label in sorted(labels, key=lambda label: _trust(label)[0])],
         trusted=min(labels, key=lambda label: _trust(label)[0]),
@@ -97,7 +97,7 @@ def _decision(selection: Selection, label: str) -> dict[str, Any]:
         'label': label,
         'decides': label == selection.criterion,
         'timesteps': choice.timesteps,
-        'taps': name_taps(list(dict.fromkeys(choice.taps))),
+        'taps': name_taps(choice.taps),
         'agreement': choice.agreement,
         'resamples': sorted(choice.resamples.items(), key=lambda item: -item[1]),
         'score': sweep.curve(label)[position],

@@ -269,8 +269,8 @@ def _by_name(values: dict[str, dict[Tap, list]]) -> dict[str, dict[str, list]]:
 
 
 def name_taps(taps: Sequence[Tap]) -> str:
-    """Taps in words, ``'block 12 query'``."""
-    return ', '.join(_name(tap) for tap in taps)
+    """Taps in words, ``'block 12 query'``; one that is read several times is named once."""
+    return ', '.join(_name(tap) for tap in dict.fromkeys(taps))
 
 
 def render(table: Any, width: int = 120) -> str:

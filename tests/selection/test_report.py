@@ -13,8 +13,9 @@ from mmengine.config import Config
 from mmengine.visualization import MLflowVisBackend
 from PIL import Image
 
+from mmaselect.diffusion.taps import Tap
 from mmaselect.selection.criteria import PAPER, RECOMMENDED, build_criteria
-from mmaselect.selection.report import identifier
+from mmaselect.selection.report import identifier, name_taps
 
 CRITERIA = [
     RECOMMENDED, PAPER, dict(type='HighFrequencyRatio', sigma=0.1, norm=1), dict(type='FisherScore', pool=2),
@@ -49,6 +50,12 @@ def mlflow(monkeypatch, tmp_path):
         setattr(module, name, lambda *args, **kwargs: None)
     monkeypatch.setitem(sys.modules, 'mlflow', module)
     return logged
+
+
+def test_a_tap_that_several_scales_read_is_named_once():
+    """UPerNet's four scales from one block."""
+    assert name_taps([Tap(5, 'output')] * 4) == 'block 5 output'
+    assert name_taps([Tap(5, 'query'), Tap(1, 'query')]) == 'block 5 query, block 1 query'
 
 
 def test_a_tracker_takes_what_the_hook_logs(mlflow, tmp_path, monkeypatch, digits):
