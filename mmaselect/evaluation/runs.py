@@ -205,7 +205,7 @@ def read_run(folder: Path) -> Run:
     return Run(
         folder=folder,
         name=meta['experiment_name'].removesuffix(f'_{last.parent.name}'),
-        task=_task(config, metric, selection),
+        task=_task(config, metric, meta.get('data') or selection.get('data', {})),
         value=value,
         seed=config.get('randomness', {}).get('seed'),
         timesteps=timesteps,
@@ -408,12 +408,12 @@ def _selection(
     return selection
 
 
-def _task(config: dict[str, Any], metric: str, selection: dict[str, Any]) -> Task:
+def _task(config: dict[str, Any], metric: str, data: dict[str, Any]) -> Task:
+    """What was measured; ``data`` is of :class:`TimestepSelectionHook`, which counts images."""
     dataset = (config.get('val_dataloader') or {}).get('dataset') or {}
     kind = type_name(dataset)
     layout = LAYOUTS.get(kind)
     root = Path(str(dataset.get('data_root', ''))).name
-    data = selection.get('data', {})
     return Task(
         dataset=layout.title if layout else f'{kind} {root}'.strip(),
         split=data.get('split') or dataset.get('split') or 'validation',

@@ -148,6 +148,10 @@ class TimestepSelectionHook(Hook):
                 return
         self.select(runner)
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Notes what was tested on, for the leaderboard, also where the timestep is set in the config."""
+        checkpoint['meta']['data'] = _describe_data(runner)
+
     def before_test(self, runner: Runner) -> None:
         """Selects for an evaluation without training, which has no checkpoint that would hold a choice."""
         if runner._load_from is None and has_backbone(runner, self) and not find_backbone(runner).decided:

@@ -115,6 +115,17 @@ def test_other_settings_are_another_entry(copy, tmp_path):
     assert table.entries[1].deviation is None
 
 
+def test_a_selected_timestep_stands_beside_one_that_was_set(trained, digits, tmp_path):
+    """Without a selection there is no selection.json to say how many images there were."""
+    done = run_tool('train.py', DEMO, '--work-dir', tmp_path, *options(digits, **{'model.backbone.timestep': 900}))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not (tmp_path / 'selection.json').exists()
+    selected, fixed = read_run(trained[0]), read_run(tmp_path)
+    assert selected.task == fixed.task
+    assert fixed.task.images == 60
+    assert (fixed.timesteps, fixed.criterion) == ((900,), None)
+
+
 def test_a_validation_that_was_made_up_for_counts(copy, trained, digits):
     """By ``--resume`` of a run that was killed in its last validation; under the same settings alone."""
     killed = copy('killed')
