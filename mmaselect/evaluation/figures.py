@@ -94,7 +94,7 @@ def draw_fisher(selection: Selection, fisher: str, path: str | Path) -> None:
         panel.plot(curve, against, color='0.8', lw=1, zorder=1)
         marker = MARKERS[number % len(MARKERS)]
         points = panel.scatter(curve, against, c=sweep.timesteps, cmap=COLOUR_MAP, marker=marker, zorder=2)
-        panel.set(xlabel=f'{label}\n(share of energy)', ylabel='Fisher Score (ratio of scatters)')
+        panel.set(xlabel=label, ylabel='Fisher Score (ratio of scatters)')
         panel.set_title(f'r = {correlation(curve, against):+.2f}', fontsize=10)
     figure.colorbar(points, ax=list(panels), label='timestep (0 clean, 1000 pure noise)')
     figure.suptitle(f'Scores against the Fisher Score, {sweep.num_images} images, {name_taps(selection.taps)}')
@@ -130,7 +130,7 @@ def draw_blocks(
     panels = figure.subplots(1, 2)
     for panel, values, name, form in (
         (panels[0], accuracy, 'accuracy of a linear probe (%)', '{:.1f}'),
-        (panels[1], scores, f'{label} (share of energy)', '{:.3f}'),
+        (panels[1], scores, label, '{:.3f}'),
     ):
         image = panel.imshow(values, cmap=COLOUR_MAP, aspect='auto')
         panel.set_xticks(range(len(blocks)), [str(block) for block in blocks])
