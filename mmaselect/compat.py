@@ -297,7 +297,7 @@ def end_process_group() -> None:
     because ``destroy_process_group`` holds the lock and joins the thread. So the threads get half a second first.
 
     Seen with torch 2.1.0, two ranks and busy cores (https://github.com/pytorch/pytorch/issues/75097): of 300 processes
-    8 aborted, and of 40 runs 2 waited.
+    8 aborted, and of 23 runs 2 waited.
     """
     import torch
 

@@ -264,8 +264,8 @@ PORTS = itertools.count(os.getpid() % 200 * 100)
 def free_port():
     """A port that nobody listens on, and that the system gives to nobody.
 
-    Ranks take theirs seconds later. Ports that the system chooses, for gloo's connections too, start at 32768: had one
-    of those been taken in between, the first rank would fail and the others wait for it.
+    Ranks use it seconds later. The system gives away ports from 32768 on, also for gloo's connections. Had it given
+    away this one in between, the first rank would fail, and the others would wait for it.
     """
     for number in PORTS:
         port = 10000 + number % 20000

@@ -52,18 +52,19 @@ class Fork:
         """Waits for the end, and gives what was printed on stdout and stderr.
 
         Args:
-            timeout: Seconds that the test expects; None is for a run that should end by itself.
+            timeout: After so many seconds the test goes on without it; None is for a run that must end.
 
         Raises:
             subprocess.TimeoutExpired: It runs still after ``timeout`` seconds.
-            AssertionError: It should have ended long ago; says what it printed, and what its threads are at.
+            AssertionError: It must have ended, and has not; says what it printed, and where its threads are.
         """
-        end = time.monotonic() + (timeout or 300)
+        end = time.monotonic() + (300 if timeout is None else timeout)
         while self.poll() is None:
             if time.monotonic() > end:
                 if timeout is not None:
                     raise subprocess.TimeoutExpired(self._command, timeout)
-                os.kill(self.pid, signal.SIGUSR1)
+                with suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGUSR1)
                 time.sleep(1)
                 printed = '\n'.join(text[-5000:] for text in self._printed())
                 raise AssertionError(f'{self._command} does not end\n{printed}')
@@ -71,7 +72,7 @@ class Fork:
         return self._printed()
 
     def _printed(self) -> tuple[str, str]:
-        out, err = (Path(self._folder.name, name).read_text(errors='replace') for name in ('stdout', 'stderr'))
+        out, err = (Path(self._folder.name, name).read_text() for name in ('stdout', 'stderr'))
         return out, err
 
     def kill(self) -> tuple[str, str]:

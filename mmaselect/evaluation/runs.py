@@ -409,7 +409,7 @@ def _selection(
 
 
 def _task(config: dict[str, Any], metric: str, data: dict[str, Any]) -> Task:
-    """What was measured; ``data`` is of :class:`TimestepSelectionHook`, which counts images."""
+    """What was measured; ``data`` is what ``TimestepSelectionHook`` notes of the validation data."""
     dataset = (config.get('val_dataloader') or {}).get('dataset') or {}
     kind = type_name(dataset)
     layout = LAYOUTS.get(kind)

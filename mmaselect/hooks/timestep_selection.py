@@ -149,8 +149,8 @@ class TimestepSelectionHook(Hook):
         self.select(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Notes what was tested on, for the leaderboard, also where the timestep is set in the config."""
-        checkpoint['meta']['data'] = _describe_data(runner)
+        """Notes the validation data for the leaderboard, also where the timestep is set in the config."""
+        checkpoint['meta']['data'] = _describe_validation(runner)
 
     def before_test(self, runner: Runner) -> None:
         """Selects for an evaluation without training, which has no checkpoint that would hold a choice."""
@@ -296,7 +296,7 @@ class TimestepSelectionHook(Hook):
                 'pipeline': images.pipeline,
                 'batch_size': images.batch_size,
             },
-            data=_describe_data(runner),
+            data={'train_images': len(runner.train_dataloader.dataset), **_describe_validation(runner)},
             unreadable=[list(entry) for entry in images.unreadable.found],
             world_size=dist.get_world_size(),
             command=_command(),
@@ -336,12 +336,11 @@ class TimestepSelectionHook(Hook):
             runner.logger.warning(f'report.html has no pictures: {error!r}')
 
 
-def _describe_data(runner: Runner) -> dict[str, Any]:
+def _describe_validation(runner: Runner) -> dict[str, Any]:
     """What results must share to be comparable, and no log holds: how many images there are."""
     loop = runner._val_loop
     validation = loop.dataloader.dataset if isinstance(loop, BaseLoop) else None
     return {
-        'train_images': len(runner.train_dataloader.dataset),
         'val_images': None if validation is None else len(validation),
         'split': getattr(validation, 'split', None),
     }

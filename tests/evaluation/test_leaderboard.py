@@ -10,6 +10,7 @@ import pickle
 import re
 import shutil
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from conftest import DEMO, ROOT, error_line, options, run_tool
 from mmaselect.errors import InputError
 from mmaselect.evaluation.leaderboard import FORMATS, make_leaderboard, read_published
 from mmaselect.evaluation.runs import METRICS, Incomplete, find_runs, parse_config, read_run
+from mmaselect.hooks.timestep_selection import TimestepSelectionHook
 
 
 @pytest.fixture
@@ -124,6 +126,12 @@ def test_a_selected_timestep_stands_beside_one_that_was_set(trained, digits, tmp
     assert selected.task == fixed.task
     assert fixed.task.images == 60
     assert (fixed.timesteps, fixed.criterion) == ((900,), None)
+
+
+def test_training_data_without_a_length_can_be_saved():
+    checkpoint = {'meta': {}}
+    TimestepSelectionHook().before_save_checkpoint(SimpleNamespace(_val_loop=None), checkpoint)
+    assert checkpoint['meta']['data'] == {'val_images': None, 'split': None}
 
 
 def test_a_validation_that_was_made_up_for_counts(copy, trained, digits):

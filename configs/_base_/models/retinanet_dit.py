@@ -3,7 +3,7 @@
 _base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py']
 
 model = dict(
-    # A fixed noise is another one for images of another size.
+    # Images of another size get another fixed noise.
     backbone=dict(_delete_=True, type='ASelectDiT', component='query', timestep='auto', noise='fresh'),
     neck=dict(_delete_=True, type='SimplePyramid', in_channels=None, out_channels=256, scales=[2, 1, 0.5], num_outs=5),
 )

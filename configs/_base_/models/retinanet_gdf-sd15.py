@@ -10,7 +10,7 @@ model = dict(
         diffusion=dict(type='UNet', pretrained='stable-diffusion-v1-5/stable-diffusion-v1-5', dtype='float16'),
         taps='gdf-sd15',
         timestep=50,
-        # As GDF has it; a fixed noise is another one for images of another size.
+        # As GDF has it. Images of another size get another fixed noise.
         noise='fresh',
     ),
     neck=[

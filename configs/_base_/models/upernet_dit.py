@@ -14,7 +14,7 @@ data_preprocessor = dict(
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=data_preprocessor,
-    # A fixed noise is another one for images of another size: heads see crops in training and whole images in the test.
+    # Images of another size get another fixed noise: heads see crops in training and whole images in the test.
     backbone=dict(type='ASelectDiT', component='query', timestep='auto', noise='fresh'),
     neck=dict(type='Feature2Pyramid', embed_dim=None, rescales=[4, 2, 1, 0.5], norm_cfg=norm_cfg),
     decode_head=dict(
